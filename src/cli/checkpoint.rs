@@ -1,0 +1,205 @@
+//! `checkpoint`
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use criu_client::{DumpReport, ImagesDir, OperationKind, PreDumpReport};
+
+use super::Context;
+use super::checkpoint_args::Checkpoint;
+use super::failure::Failure;
+use super::hooks::CliHooks;
+use super::output::{Output, pages, time};
+use super::signals::{Interrupts, state_of};
+use super::target::Target;
+use super::{report, runc};
+
+/// The result.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Checkpointed<'a, R> {
+    target: String,
+    images_dir: &'a Path,
+    pre_dump: bool,
+    #[serde(flatten)]
+    report: &'a R,
+}
+
+pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<ExitCode, Failure> {
+    context.demand_root(checkpoint.security.unprivileged)?;
+    if checkpoint.dump_memory.lazy_pages {
+        context.output.warn(
+            "a lazy checkpoint listens on every address of this machine and ends with the first connection that closes",
+        );
+    }
+    if matches!(checkpoint.target, Target::Pid(_)) && checkpoint.containers.runc_root.is_some() {
+        return Err(Failure::usage("--runc-root is for containers")
+            .hint("leave it out, or write runc:ID as the target"));
+    }
+    match &checkpoint.target {
+        Target::Pid(pid) if checkpoint.dump_memory.pre_dump => {
+            pre_dump(context, checkpoint, *pid).await
+        }
+        Target::Pid(pid) => dump(context, checkpoint, *pid).await,
+        Target::Runc(id) => runc::checkpoint(context, checkpoint, id).await,
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn dump(context: &Context, checkpoint: &Checkpoint, pid: i32) -> Result<(), Failure> {
+    let operation = OperationKind::Dump;
+    let output = &context.output;
+    let hooks = CliHooks::new(&checkpoint.criu_more.hooks, operation)?;
+    let criu = context.criu(checkpoint.program_arguments())?;
+    there_is(pid)?;
+    let options = checkpoint.dump_options()?;
+    let images = images_to_write(checkpoint)?;
+    let report = Interrupts::new()?
+        .guard(
+            operation,
+            output,
+            criu.dump(pid, &images, hooks, options),
+            criu.settled(),
+            || state_of(pid),
+        )
+        .await?;
+    report::ignored_refusals(output, &report.details);
+    let done = Checkpointed {
+        target: checkpoint.target.to_string(),
+        images_dir: images.path(),
+        pre_dump: false,
+        report: &report,
+    };
+    output.result("Checkpoint", &done, || {
+        dumped(output, checkpoint, &report, images.path())
+    })
+}
+
+async fn pre_dump(context: &Context, checkpoint: &Checkpoint, pid: i32) -> Result<(), Failure> {
+    let operation = OperationKind::PreDump;
+    let output = &context.output;
+    let criu = context.criu(checkpoint.program_arguments())?;
+    there_is(pid)?;
+    let options = checkpoint.pre_dump_options()?;
+    let images = images_to_write(checkpoint)?;
+    let report = Interrupts::new()?
+        .guard(
+            operation,
+            output,
+            criu.pre_dump(pid, &images, options),
+            criu.settled(),
+            || state_of(pid),
+        )
+        .await?;
+    let done = Checkpointed {
+        target: checkpoint.target.to_string(),
+        images_dir: images.path(),
+        pre_dump: true,
+        report: &report,
+    };
+    output.result("Checkpoint", &done, || {
+        pre_dumped(output, checkpoint, &report, images.path())
+    })
+}
+
+/// The library says the same, but not that it was the command line that was wrong.
+fn there_is(pid: i32) -> Result<(), Failure> {
+    match Path::new(&format!("/proc/{pid}")).exists() {
+        true => Ok(()),
+        false => Err(Failure::input(format!("there is no process {pid}"))
+            .hint("give the pid of the root of the task tree, as ps shows it here")),
+    }
+}
+
+/// The images directory, made if it is missing, with its parent images if there are to be any.
+pub(super) fn images_to_write(checkpoint: &Checkpoint) -> Result<ImagesDir, Failure> {
+    let path = &checkpoint.images.image_path;
+    let images = ImagesDir::create(path).map_err(|error| {
+        Failure::input(format!("{} cannot be the images directory", path.display()))
+            .caused_by(error)
+    })?;
+    if let Some(parent) = &checkpoint.dump_images.parent_path {
+        has_parent(path, parent)?;
+    }
+    Ok(images)
+}
+
+/// CRIU makes a full dump without a word when there are no parent images.
+pub(super) fn has_parent(images: &Path, parent: &Path) -> Result<(), Failure> {
+    let relative = "it is relative to the images directory, such as ../1";
+    if parent.is_absolute() {
+        return Err(
+            Failure::usage(format!("--parent-path: {} is absolute", parent.display()))
+                .hint(relative),
+        );
+    }
+    let found: PathBuf = images.join(parent);
+    match found.join(criu_client::image::INVENTORY).exists() {
+        true => Ok(()),
+        false => Err(Failure::input(format!(
+            "--parent-path: there are no images in {}",
+            found.display()
+        ))
+        .hint(relative)),
+    }
+}
+
+pub(super) fn dumped(
+    output: &Output,
+    checkpoint: &Checkpoint,
+    report: &DumpReport,
+    images: &Path,
+) -> String {
+    let mut text = format!(
+        "checkpointed {} to {}: {}\n",
+        checkpoint.target,
+        images.display(),
+        report::fate(report.tasks)
+    );
+    if let Some(stats) = &report.stats {
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            text,
+            "frozen for {}, {} written, {} in all",
+            time(stats.frozen_time),
+            pages(stats.pages_written + stats.shpages_written.unwrap_or(0)),
+            time(report.details.timings.total)
+        );
+        if checkpoint.criu_more.display_stats {
+            let _ = writeln!(text, "{}", report::dump_stats(stats).trim_fmt());
+        }
+    }
+    report::details(output, &mut text, &report.details);
+    text
+}
+
+pub(super) fn pre_dumped(
+    output: &Output,
+    checkpoint: &Checkpoint,
+    report: &PreDumpReport,
+    images: &Path,
+) -> String {
+    let mut text = format!(
+        "pre-dumped {} to {}: the tasks run on\n",
+        checkpoint.target,
+        images.display()
+    );
+    if let Some(stats) = &report.stats {
+        let _ = writeln!(
+            text,
+            "frozen for {}, {} written, {} unchanged, {} in all",
+            time(stats.frozen_time),
+            pages(stats.pages_written),
+            pages(stats.pages_skipped_parent),
+            time(report.details.timings.total)
+        );
+        if checkpoint.criu_more.display_stats {
+            let _ = writeln!(text, "{}", report::dump_stats(stats).trim_fmt());
+        }
+    }
+    report::details(output, &mut text, &report.details);
+    text
+}

@@ -1,0 +1,100 @@
+//! What is checkpointed or restored: `pid:N`, `runc:ID`, or a bare ID.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A process tree or a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    /// The process tree below this pid.
+    Pid(i32),
+    /// The runc container of this id.
+    Runc(String),
+}
+
+/// Engines whose containers have a name in this grammar but cannot be handled yet.
+const OTHER_ENGINES: [&str; 4] = ["crun", "docker", "podman", "lxc"];
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("write pid:N or runc:ID".into());
+        }
+        if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(format!(
+                "for a process write pid:{text}, for a container of that name runc:{text}"
+            ));
+        }
+        match text.split_once(':') {
+            Some(("pid", number)) => match number.parse() {
+                Ok(pid) if pid > 0 => Ok(Self::Pid(pid)),
+                _ => Err(format!(
+                    "{number:?} is no pid: write pid: and a number, such as pid:4711"
+                )),
+            },
+            Some(("runc", id)) => container_id(id).map(Self::Runc),
+            Some((engine, _)) if OTHER_ENGINES.contains(&engine) => Err(format!(
+                "{engine} is not supported by this version: only pid:N and runc:ID are"
+            )),
+            Some((engine, _)) => Err(format!(
+                "{engine:?} is no kind of target: write pid:N or runc:ID"
+            )),
+            None => container_id(text).map(Self::Runc),
+        }
+    }
+}
+
+/// The characters that runc allows in an id. An id becomes the name of a directory.
+fn container_id(id: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    match !id.is_empty() && id.bytes().all(allowed) && id != "." && id != ".." {
+        true => Ok(id.to_owned()),
+        false => Err("a container's id has letters, digits and _ + - . only".into()),
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pid(pid) => write!(f, "pid:{pid}"),
+            Self::Runc(id) => write!(f, "runc:{id}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Target, String> {
+        text.parse()
+    }
+
+    #[test]
+    fn processes_and_containers() {
+        assert_eq!(parse("pid:4711"), Ok(Target::Pid(4711)));
+        assert_eq!(parse("runc:web-1"), Ok(Target::Runc("web-1".into())));
+        assert_eq!(parse("web_1.a"), Ok(Target::Runc("web_1.a".into())));
+        for text in ["pid:4711", "runc:web-1"] {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn refusals_say_what_to_write() {
+        assert!(parse("4711").unwrap_err().contains("pid:4711"));
+        assert!(
+            parse("docker:web")
+                .unwrap_err()
+                .contains("not supported by this version")
+        );
+        assert!(parse("rkt:web").unwrap_err().contains("runc:ID"));
+        for wrong in [
+            "", "pid:", "pid:0", "pid:-1", "pid:x", "runc:", "runc:..", "a/b", "runc:a b",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! What can go wrong with a container before, around and in CRIU's part of the work.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::model::{EngineKind, Status};
+
+/// The result of everything here that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A container operation that failed: which container, what was found, and the remedy.
+///
+/// Everything but [`ErrorKind::Criu`] and what happens in hooks is found before anything is frozen, created or removed,
+/// or has been undone when the error arrives; what could not be undone is in [`Error::left_behind`].
+#[derive(Debug)]
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    engine: EngineKind,
+    id: String,
+    kind: ErrorKind,
+    left_behind: Vec<String>,
+}
+
+/// What was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The engine has no such container.
+    #[error("there is no such container in {}", root.display())]
+    Unknown {
+        /// Where the engine keeps its containers.
+        root: PathBuf,
+    },
+    /// The name is none that the engine would take.
+    #[error("this is no name of a container")]
+    InvalidId,
+    /// Only a running (or paused) container can be checkpointed.
+    #[error("the container is {status}")]
+    NotRunning {
+        /// What it is instead.
+        status: Status,
+    },
+    /// The id is taken, so nothing can be restored under it.
+    #[error("a container of this name exists and is {status}")]
+    Exists {
+        /// The status of the one that has it.
+        status: Status,
+    },
+    /// The engine's record of the container cannot be used.
+    #[error("{}: {problem}", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// The reader's own words.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The bundle is not what a container can be made from.
+    #[error("{}: {problem}", path.display())]
+    Bundle {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// The reader's own words.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The images directory is no checkpoint of a container.
+    #[error("{}: {problem}", path.display())]
+    Images {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// The reader's own words.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A control group is in the way, or cannot be made as the container needs it.
+    #[error("{}: {problem}", path.display())]
+    Cgroup {
+        /// The control group's directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What the kernel said.
+        #[source]
+        source: Option<io::Error>,
+    },
+    /// An option does not go together with this container, or a needed one is missing.
+    #[error("{option}: {problem}")]
+    Option {
+        /// Its long name on runc's command line.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The container uses something that cannot be checkpointed or restored.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A system call or a file failed.
+    #[error("{doing} failed")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// CRIU's part failed; its error says everything about the tasks.
+    #[error("criu's {} failed", .0.operation())]
+    Criu(#[source] crate::Error),
+}
+
+impl ErrorKind {
+    pub(crate) fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::System { doing, source }
+    }
+}
+
+impl From<crate::Error> for ErrorKind {
+    fn from(error: crate::Error) -> Self {
+        Self::Criu(error)
+    }
+}
+
+impl Error {
+    pub(crate) fn new(engine: EngineKind, id: &str, kind: ErrorKind) -> Self {
+        Self {
+            inner: Box::new(Inner {
+                engine,
+                id: id.to_owned(),
+                kind,
+                left_behind: Vec::new(),
+            }),
+        }
+    }
+
+    pub(crate) fn with_left_behind(mut self, left_behind: Vec<String>) -> Self {
+        self.inner.left_behind = left_behind;
+        self
+    }
+
+    /// The engine that the container belongs to.
+    #[must_use]
+    pub fn engine(&self) -> EngineKind {
+        self.inner.engine
+    }
+
+    /// The container's name.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.inner.id
+    }
+
+    /// What was found.
+    #[must_use]
+    pub fn kind(&self) -> &ErrorKind {
+        &self.inner.kind
+    }
+
+    /// CRIU's error, where CRIU was asked and failed.
+    #[must_use]
+    pub fn criu(&self) -> Option<&crate::Error> {
+        match &self.inner.kind {
+            ErrorKind::Criu(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// A stable word for the kind: `unknown`, `invalid-id`, `not-running`, `exists`, `state`, `bundle`, `images`, `cgroup`,
+    /// `option`, `unsupported`, `system` or `criu`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match &self.inner.kind {
+            ErrorKind::Unknown { .. } => "unknown",
+            ErrorKind::InvalidId => "invalid-id",
+            ErrorKind::NotRunning { .. } => "not-running",
+            ErrorKind::Exists { .. } => "exists",
+            ErrorKind::State { .. } => "state",
+            ErrorKind::Bundle { .. } => "bundle",
+            ErrorKind::Images { .. } => "images",
+            ErrorKind::Cgroup { .. } => "cgroup",
+            ErrorKind::Option { .. } => "option",
+            ErrorKind::Unsupported(_) => "unsupported",
+            ErrorKind::System { .. } => "system",
+            ErrorKind::Criu(_) => "criu",
+        }
+    }
+
+    /// What to do about it, where the message does not say so itself and CRIU's own diagnosis is not the place.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        let Inner {
+            engine, id, kind, ..
+        } = &*self.inner;
+        match kind {
+            ErrorKind::Unknown { .. } => Some(format!(
+                "`{engine} list` shows the names there are; containers of another --root need that root here as well"
+            )),
+            ErrorKind::InvalidId => Some("use letters, digits, and _ + - .".into()),
+            ErrorKind::NotRunning {
+                status: Status::Created,
+            } => Some(format!("start it first: `{engine} start {id}`")),
+            ErrorKind::NotRunning { .. } => Some(format!(
+                "there are no processes left to checkpoint; `{engine} delete {id}` removes what remains of it"
+            )),
+            ErrorKind::Exists {
+                status: Status::Stopped,
+            } => Some(format!(
+                "`{engine} delete {id}` removes it; or restore under another name"
+            )),
+            ErrorKind::Exists { .. } => Some(format!(
+                "restore under another name, or end the other one: `{engine} delete --force {id}`"
+            )),
+            _ => None,
+        }
+    }
+
+    /// What was made for the operation and could not be removed again.
+    #[must_use]
+    pub fn left_behind(&self) -> &[String] {
+        &self.inner.left_behind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner {
+            engine, id, kind, ..
+        } = &*self.inner;
+        write!(f, "{engine} container {id:?}: {kind}")?;
+        match self.remedy() {
+            Some(remedy) => write!(f, ": {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.inner.kind)
+    }
+}
+
+impl Serialize for Error {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut chain = Vec::new();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            chain.push(error.to_string());
+            source = error.source();
+        }
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("code", self.code())?;
+        map.serialize_entry("message", &self.to_string())?;
+        map.serialize_entry("chain", &chain)?;
+        map.serialize_entry("engine", &self.inner.engine)?;
+        map.serialize_entry("container", &self.inner.id)?;
+        map.serialize_entry("remedy", &self.remedy())?;
+        map.serialize_entry("leftBehind", &self.inner.left_behind)?;
+        map.serialize_entry("criu", &self.criu())?;
+        map.end()
+    }
+}
+
+/// An error and what is behind it, in one line.
+pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        words += &format!(": {error}");
+        source = error.source();
+    }
+    words
+}

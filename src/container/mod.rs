@@ -1,0 +1,39 @@
+//! Containers: from an engine's record of one to CRIU's request, and from images back to a container that the engine
+//! knows.
+//!
+//! Owns what an engine does around CRIU: which resources are external and by what name, the root file system's mount,
+//! mount points, control groups, the loopback interface, the record. It never runs an engine's program and never
+//! parses what one prints: it reads and writes the engines' own files, `/proc`, and the control groups' file systems.
+//!
+//! ```text
+//! checkpoint   record ─ Model ─┐
+//!              /proc ── Live ──┴─ DumpPlan ── files beside the images ── Criu::dump ── record and groups removed
+//! restore      bundle, images ── Model ── RestorePlan ── journal, mounts, groups ── Criu::restore ── record written
+//! ```
+//!
+//! A [`Model`] is the same for every engine, a plan is a pure function of it and can be printed. Everything that can be
+//! found out before something is frozen, made or removed is found out before.
+//!
+//! | beside the images | |
+//! |---|---|
+//! | `descriptors.json` | what the standard descriptors were; every runtime wants it |
+//! | `criuctl-container.json` | engine, name, plan of the dump |
+//! | `criuctl-runc-state.json`, `criuctl-runc-config.json` | runc's record and the bundle's configuration, which are gone after a checkpoint |
+
+mod adopt;
+mod cgroup;
+mod error;
+mod model;
+mod mounts;
+mod network;
+pub mod oci;
+mod oci_hooks;
+pub mod plan;
+pub mod runc;
+
+pub use error::{Error, ErrorKind, Result};
+pub use model::{
+    EngineKind, Live, Model, Mount, MountEntry, MountKind, Namespace, NamespaceKind, ProcessId,
+    Status,
+};
+pub use oci_hooks::HookError as OciHookError;

@@ -1,0 +1,559 @@
+//! A container's checkpoint.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use serde::Serialize;
+
+use super::options::CheckpointOptions;
+use super::record::STATE;
+use super::{CHECKPOINTED, Container, DESCRIPTORS, Runc, SAVED_CONFIG, SAVED_PLAN, SAVED_STATE};
+use crate::container::error::{Error, ErrorKind, Result};
+use crate::container::model::{EngineKind, Model, ProcessId};
+use crate::container::oci::CONFIG;
+use crate::container::oci_hooks;
+use crate::container::plan::DumpPlan;
+use crate::container::{adopt, cgroup};
+use crate::image::INVENTORY;
+use crate::notify::{HookError, Hooks, Notify, Reply, Script};
+use crate::options::{CgroupMode, Leave, PreDumpOptions};
+use crate::{Criu, DumpReport, ImagesDir, PreDumpReport, TaskState};
+
+/// How often, and how many times, processes are looked at before they are taken for what they seem to be.
+const LOOK: Duration = Duration::from_millis(10);
+const LOOKS: u32 = 5;
+/// How long a dumped process may take to end: one with much memory has much to give back.
+const END: Duration = Duration::from_secs(10);
+/// How long a poststop hook may take whose configuration does not say.
+const HOOK: Duration = Duration::from_secs(30);
+
+/// A file beside the images, and what is in it.
+type SideFile = (&'static str, Option<Vec<u8>>);
+
+/// A finished checkpoint.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct CheckpointReport {
+    /// The container.
+    pub id: String,
+    /// What CRIU's dump tells.
+    pub dump: DumpReport,
+    /// What CRIU was asked.
+    pub plan: DumpPlan,
+    /// What belonged to the container and could not be removed after it, or said of its end: a failed poststop hook, or
+    /// that it has none, because CRIU's configuration file or [`CheckpointOptions::criu`] made CRIU leave its tasks.
+    pub left_behind: Vec<String>,
+}
+
+/// What is kept beside the images of what the dump was asked.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Saved<'a> {
+    version: u32,
+    engine: EngineKind,
+    id: &'a str,
+    plan: &'a DumpPlan,
+    mount_names: Vec<String>,
+}
+
+impl Runc {
+    /// Checkpoints a container into `images`.
+    ///
+    /// Unless it is left running, it is gone for runc afterwards, as after `runc checkpoint`: its control groups and its
+    /// record are removed, its poststop hooks have run (each for 30 seconds at most, if its configuration has no other
+    /// limit). `hooks` see every callback. Files of an older checkpoint in `images` stay whole until `hooks` have
+    /// accepted [`PreDump`](crate::notify::Event::PreDump).
+    ///
+    /// # The container
+    /// On every failure, refusal and cancellation before the answer to [`PostDump`](crate::notify::Event::PostDump) it runs on (or stays
+    /// paused), and nothing of it was changed. See [`Criu::dump`] for what happens after.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the container or the options is found before CRIU is asked; then [`ErrorKind::Criu`].
+    /// [`ErrorKind::Unsupported`] when processes in the container's control groups are not in the tree below its first one,
+    /// as those of `runc exec`: they would not be in the images.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels; what is removed after a finished dump is removed nevertheless.
+    pub async fn checkpoint(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        hooks: impl Hooks,
+        options: CheckpointOptions,
+    ) -> Result<CheckpointReport> {
+        self.checkpointed(criu, id, images, hooks, options)
+            .await
+            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
+    }
+
+    async fn checkpointed(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        hooks: impl Hooks,
+        options: CheckpointOptions,
+    ) -> std::result::Result<CheckpointReport, ErrorKind> {
+        let directory = self.directory(id)?;
+        let container = self.find(id)?;
+        let plan = container.plan()?;
+        check_processes(&container).await?;
+        let leave_running = options.leave_running;
+        let prepared = prepare(criu, images, &plan, options).await?;
+        let files = side_files(&container, &directory, &plan)?;
+
+        let pid = plan.pid;
+        let init = container.record.init();
+        let hooks = CheckpointHooks {
+            inner: hooks,
+            images,
+            files,
+            marker: (!leave_running).then(|| directory.join(CHECKPOINTED)),
+            status: prepared.status,
+        };
+        let dump = match criu.dump(pid, images, hooks, prepared.options).await {
+            Ok(dump) => dump,
+            Err(error) => {
+                if init.is_alive() {
+                    // Never written, if CRIU did not come so far.
+                    let _ = fs::remove_file(directory.join(CHECKPOINTED));
+                }
+                return Err(error.into());
+            }
+        };
+        let left_behind = match leave_running {
+            true => Vec::new(),
+            false => {
+                let (model, tasks) = (container.model, dump.tasks);
+                // A task of its own: the container is gone, so nobody may interrupt what follows.
+                tokio::spawn(async move { finish(&model, &directory, init, tasks).await })
+                    .await
+                    .unwrap_or_else(|error| vec![format!("what remains of the container: {error}")])
+            }
+        };
+        Ok(CheckpointReport {
+            id: id.to_owned(),
+            dump,
+            plan,
+            left_behind,
+        })
+    }
+
+    /// Writes a running container's memory into `images` while it runs on, as `runc checkpoint --pre-dump`.
+    ///
+    /// # The container
+    /// It runs on, whatever happens.
+    ///
+    /// # Errors
+    /// As [`Runc::checkpoint`]; [`crate::ErrorKind::Unsupported`] within [`ErrorKind::Criu`] where this kernel cannot
+    /// track memory.
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels.
+    pub async fn pre_dump(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        options: PreDumpOptions,
+    ) -> Result<PreDumpReport> {
+        let pre_dumped = async {
+            let plan = self.find(id)?.plan()?;
+            if criu.features().await?.mem_track != Some(true) {
+                return Err(ErrorKind::Unsupported(
+                    "a pre-dump needs a kernel that tracks memory changes (CONFIG_MEM_SOFT_DIRTY), and this one does not: \
+                     checkpoint without it"
+                        .into(),
+                ));
+            }
+            let mut options = options.track_mem(true);
+            if let Some(group) = &plan.freeze_cgroup {
+                options = options.freeze_cgroup(group);
+            }
+            if let Some(file) = &plan.config_file {
+                options = options.config_file(file);
+            }
+            Ok(criu.pre_dump(plan.pid, images, options).await?)
+        };
+        pre_dumped
+            .await
+            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
+    }
+
+    /// Removes what remains of a container that has ended, as `runc delete` does: its control groups and its record.
+    /// Its poststop hooks run. Returns what could not be removed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] when it has not ended.
+    pub async fn remove(&self, id: &str) -> Result<Vec<String>> {
+        let removed = async {
+            let directory = self.directory(id)?;
+            let container = self.find(id)?;
+            match container.status {
+                super::Status::Stopped => Ok(remove(&container.model, &directory).await.all()),
+                status => Err(ErrorKind::Exists { status }),
+            }
+        };
+        removed
+            .await
+            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
+    }
+}
+
+/// The options of the dump, checked, and what is done here with one of them.
+struct Prepared {
+    options: crate::options::DumpOptions,
+    status: Option<OwnedFd>,
+}
+
+async fn prepare(
+    criu: &Criu,
+    images: &ImagesDir,
+    plan: &DumpPlan,
+    options: CheckpointOptions,
+) -> std::result::Result<Prepared, ErrorKind> {
+    let CheckpointOptions {
+        criu: mut dump,
+        leave_running,
+        tcp_established,
+        ext_unix_sk,
+        shell_job,
+        file_locks,
+        tcp_skip_in_flight,
+        link_remap,
+        auto_dedup,
+        lazy_pages,
+        page_server,
+        parent_path,
+        work_path,
+        manage_cgroups_mode,
+        status_fd,
+    } = options;
+    if lazy_pages {
+        if page_server.is_none() {
+            return Err(ErrorKind::Option {
+                option: "lazy-pages",
+                problem: "needs an address to serve the pages at: give page-server as well".into(),
+            });
+        }
+        if criu.features().await?.lazy_pages != Some(true) {
+            return Err(ErrorKind::Unsupported(
+                "lazy pages need userfaultfd, which this kernel does not have: checkpoint without them".into(),
+            ));
+        }
+        dump = dump.lazy_pages(true);
+    } else if status_fd.is_some() {
+        return Err(ErrorKind::Option {
+            option: "status-fd",
+            problem: "is written to when lazy pages are ready, and there are none: give lazy-pages as well".into(),
+        });
+    }
+    if let Some(parent) = parent_path {
+        let problem = if parent.is_absolute() {
+            Some("is absolute: give it relative to the images directory, such as ../1")
+        } else if !images.path().join(&parent).is_dir() {
+            Some(
+                "is no directory: give the images directory of the pre-dump before this, relative to this one",
+            )
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(ErrorKind::Option {
+                option: "parent-path",
+                problem: format!("{} {problem}", parent.display()),
+            });
+        }
+        dump = dump.parent_images(parent).track_mem(true);
+    }
+    if let Some(transport) = page_server {
+        dump = dump.page_server(transport);
+    }
+    if let Some(path) = work_path {
+        dump = dump.work_dir(work_directory(&path)?);
+    }
+    if leave_running {
+        dump = dump.leave(Leave::Running);
+    }
+    type Flag = fn(crate::options::DumpOptions, bool) -> crate::options::DumpOptions;
+    let flags: [(Option<bool>, Flag); 7] = [
+        (tcp_established, |dump, on| dump.tcp_established(on)),
+        (ext_unix_sk, |dump, on| dump.external_unix_sockets(on)),
+        (shell_job, |dump, on| dump.shell_job(on)),
+        (file_locks, |dump, on| dump.file_locks(on)),
+        (tcp_skip_in_flight, |dump, on| dump.tcp_skip_in_flight(on)),
+        (link_remap, |dump, on| dump.link_remap(on)),
+        (auto_dedup, |dump, on| dump.auto_dedup(on)),
+    ];
+    for (value, set) in flags {
+        if let Some(on) = value {
+            dump = set(dump, on);
+        }
+    }
+    dump = dump.manage_cgroups(manage_cgroups_mode.unwrap_or(CgroupMode::Soft));
+    Ok(Prepared {
+        options: plan.fill(dump),
+        status: status_fd,
+    })
+}
+
+/// Opens a work directory, made if it is missing.
+pub(super) fn work_directory(path: &Path) -> std::result::Result<OwnedFd, ErrorKind> {
+    ImagesDir::create(path)
+        .and_then(|directory| directory.as_fd().try_clone_to_owned())
+        .map_err(ErrorKind::system(format!(
+            "opening the work directory {}",
+            path.display()
+        )))
+}
+
+/// Refuses a container with processes that CRIU would not find: it takes the tree below the first one.
+async fn check_processes(container: &Container) -> std::result::Result<(), ErrorKind> {
+    let init = container.record.init().pid;
+    let doing = || ErrorKind::system("looking into control groups");
+    let mut outside = cgroup::processes(container.record.cgroups()).map_err(doing())?;
+    // What is forked or loses its parent meanwhile can look like a stranger, but not for long.
+    for attempt in 0..LOOKS {
+        if attempt > 0 {
+            tokio::time::sleep(LOOK).await;
+        }
+        outside.retain(|pid, _| is_outside(*pid, init));
+        if outside.is_empty() {
+            return Ok(());
+        }
+    }
+    let Some((pid, group)) = outside.pop_first() else {
+        return Ok(());
+    };
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    Err(ErrorKind::Unsupported(format!(
+        "process {pid} ({}) is in its control group {}, but not in the tree below its first process {init}, and would \
+         not be in the images (a `runc exec`, or a daemon without a pid namespace): end it first, with `kill {pid}`",
+        name.trim(),
+        group.display()
+    )))
+}
+
+/// Whether a process that lives is no descendant of `init`.
+fn is_outside(pid: i32, init: i32) -> bool {
+    let mut next = pid;
+    while next != init {
+        // 0 is a process that our pid namespace does not show, or what is above its first one.
+        if next == 0 {
+            return true;
+        }
+        let Some(stat) = procfs::process::Process::new(next)
+            .and_then(|process| process.stat())
+            .ok()
+        else {
+            // It has ended; an ancestor that has must be looked for again.
+            return next != pid;
+        };
+        if next == pid && matches!(stat.state, 'Z' | 'X' | 'x') {
+            return false;
+        }
+        next = stat.ppid;
+    }
+    false
+}
+
+/// The files that tell a restore what it will want to know and runc will have deleted by then. `None`: there is to be
+/// no such file, as one of an earlier checkpoint would be taken for this one's.
+fn side_files(
+    container: &Container,
+    directory: &Path,
+    plan: &DumpPlan,
+) -> std::result::Result<Vec<SideFile>, ErrorKind> {
+    let copy = |path: PathBuf| {
+        fs::read(&path).map_err(ErrorKind::system(format!("reading {}", path.display())))
+    };
+    let saved = Saved {
+        version: 1,
+        engine: EngineKind::Runc,
+        id: &container.model.id,
+        plan,
+        mount_names: plan.mount_names(),
+    };
+    let json = |bytes: serde_json::Result<Vec<u8>>| {
+        bytes
+            .map_err(io::Error::from)
+            .map_err(ErrorKind::system("writing JSON"))
+    };
+    let config = container.model.bundle.join(CONFIG);
+    let config = match fs::read(&config) {
+        Ok(bytes) => Some(bytes),
+        // Engines above runc may remove it; the restore is given one anyway.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            return Err(ErrorKind::system(format!("reading {}", config.display()))(
+                error,
+            ));
+        }
+    };
+    Ok(vec![
+        (
+            DESCRIPTORS,
+            Some(json(serde_json::to_vec(&plan.descriptors))?),
+        ),
+        (SAVED_PLAN, Some(json(serde_json::to_vec_pretty(&saved))?)),
+        (SAVED_STATE, Some(copy(directory.join(STATE))?)),
+        (SAVED_CONFIG, config),
+    ])
+}
+
+fn save(images: &ImagesDir, files: &[SideFile]) -> std::result::Result<(), ErrorKind> {
+    for (name, bytes) in files {
+        let written = match bytes {
+            Some(bytes) => write(images, name, bytes),
+            None => unlink(images, name),
+        };
+        written.map_err(ErrorKind::system(format!(
+            "writing {}",
+            images.path().join(name).display()
+        )))?;
+    }
+    Ok(())
+}
+
+fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
+    // Anew, so that nothing is written through a link that stands there.
+    unlink(images, name)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(images, name, flags, Mode::RUSR | Mode::WUSR)?;
+    fs::File::from(file).write_all(bytes)
+}
+
+fn unlink(images: &ImagesDir, name: &str) -> io::Result<()> {
+    match unlinkat(images, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What could not be removed of a container, and what its poststop hooks complained of.
+#[derive(Debug, Default)]
+pub(super) struct Removed {
+    pub(super) left: Vec<String>,
+    pub(super) notes: Vec<String>,
+}
+
+impl Removed {
+    fn all(mut self) -> Vec<String> {
+        self.left.append(&mut self.notes);
+        self.left
+    }
+}
+
+/// Ends a container after its dump, if CRIU has ended its processes. Whether it was to is not only for the request to
+/// say: the options of a configuration file win.
+async fn finish(model: &Model, directory: &Path, init: ProcessId, tasks: TaskState) -> Vec<String> {
+    if tasks == TaskState::Absent && ends(init).await {
+        return remove(model, directory).await.all();
+    }
+    let mut left = vec![format!(
+        "its first process {} is still there, as with leave-running in CRIU's options or its configuration file: the \
+         container stays runc's",
+        init.pid
+    )];
+    match fs::remove_file(directory.join(CHECKPOINTED)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            left.push(format!(
+                "{}: {error}",
+                directory.join(CHECKPOINTED).display()
+            ));
+        }
+        _ => {}
+    }
+    left
+}
+
+/// Waits for a process to end; false when it still exists after a time.
+async fn ends(process: ProcessId) -> bool {
+    let ended = async {
+        while process.is_alive() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(END, ended).await.is_ok()
+}
+
+/// Removes what remains of a container whose processes are gone or going, whether or not somebody waits for it.
+pub(super) async fn remove(model: &Model, directory: &Path) -> Removed {
+    let (model, directory) = (model.clone(), directory.to_owned());
+    tokio::spawn(async move { remove_now(&model, &directory).await })
+        .await
+        .unwrap_or_else(|error| Removed {
+            left: vec![format!("what remains of the container: {error}")],
+            notes: Vec::new(),
+        })
+}
+
+async fn remove_now(model: &Model, directory: &Path) -> Removed {
+    let groups: Vec<PathBuf> = model.cgroups.values().cloned().collect();
+    let mut left = tokio::task::spawn_blocking(move || adopt::remove_cgroups_in_time(&groups))
+        .await
+        .unwrap_or_else(|error| vec![format!("control groups: {error}")]);
+    left.extend(adopt::remove_state(directory));
+    let mut notes = Vec::new();
+    // One that fails does not keep the others from running.
+    for hook in &model.poststop_hooks {
+        let limit = hook.timeout.map_or(HOOK, |_| Duration::MAX);
+        let running = oci_hooks::run(std::slice::from_ref(hook), model, "stopped", None);
+        match tokio::time::timeout(limit, running).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => notes.push(crate::container::error::in_words(&error)),
+            Err(_) => notes.push(format!(
+                "the poststop hook {} took longer than {HOOK:?}, and was killed",
+                hook.path.display()
+            )),
+        }
+    }
+    Removed { left, notes }
+}
+
+/// The caller's hooks, and what a checkpoint does at callbacks once they have agreed.
+struct CheckpointHooks<'a, H> {
+    inner: H,
+    images: &'a ImagesDir,
+    files: Vec<SideFile>,
+    marker: Option<PathBuf>,
+    status: Option<OwnedFd>,
+}
+
+impl<H: Hooks> Hooks for CheckpointHooks<'_, H> {
+    async fn notify(&mut self, notify: Notify) -> Result<Reply, HookError> {
+        let script = notify.script();
+        let reply = self.inner.notify(notify).await?;
+        if matches!(reply, Reply::Refuse(_)) {
+            return Ok(reply);
+        }
+        match script {
+            Script::PreDump => {
+                // CRIU writes it last. An earlier checkpoint's would make a failed one look complete.
+                unlink(self.images, INVENTORY)?;
+                save(self.images, &self.files)?;
+            }
+            Script::PostDump => {
+                if let Some(marker) = &self.marker {
+                    // A restore compares it with the path of its own images, whatever the working directory is then.
+                    let images = fs::canonicalize(self.images.path())?;
+                    fs::write(marker, images.as_os_str().as_encoded_bytes())?;
+                }
+            }
+            Script::StatusReady => {
+                if let Some(status) = self.status.take() {
+                    fs::File::from(status).write_all(&[0])?;
+                }
+            }
+            _ => {}
+        }
+        Ok(reply)
+    }
+}

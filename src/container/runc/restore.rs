@@ -1,0 +1,462 @@
+//! A container's restore.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::checkpoint::work_directory;
+use super::options::RestoreOptions;
+use super::prepare::Prepared;
+use super::{DESCRIPTORS, Runc, console, record};
+use crate::container::adopt::{self, Guard, Journal};
+use crate::container::error::{Error, ErrorKind, Result};
+use crate::container::model::{EngineKind, ProcessId, Status};
+use crate::container::plan::RestorePlan;
+use crate::container::{cgroup, mounts, network, oci_hooks};
+use crate::notify::{Event, HookError, Hooks, Notify, Reply};
+use crate::options::{CgroupMode, InheritKey};
+use crate::{Criu, ImagesDir, RestoreReport, RestoredRoot};
+
+/// A restored container.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Restored {
+    /// The container.
+    pub id: String,
+    /// Its first process, which runs.
+    pub init: ProcessId,
+    /// The same as a child of this process, unless the restore was detached. After its end, [`Runc::remove`] removes what
+    /// remains of the container.
+    #[serde(skip)]
+    pub root: Option<RestoredRoot>,
+    /// What CRIU's restore tells.
+    pub report: RestoreReport,
+    /// What CRIU was asked, and what was made before.
+    pub plan: RestorePlan,
+    /// What is not as it was, in words.
+    pub notes: Vec<String>,
+    /// What only the restore needed and could not be removed.
+    pub left_behind: Vec<String>,
+}
+impl Runc {
+    /// Restores a container from `images` under the name `id`, which need not be the one that it had, with the
+    /// configuration and the root file system of `bundle`.
+    ///
+    /// Afterwards it is runc's: its record is there before its tasks run. `hooks` see every callback.
+    ///
+    /// # The container
+    /// On every failure, refusal and cancellation before the answer to [`PostRestore`](Event::PostRestore) there is none,
+    /// and everything that was made for it is removed again. What a killed restore has left is removed by the next one.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the bundle, the images, the options or this host is found before anything is made;
+    /// then [`ErrorKind::Criu`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels; [`Runc::settled`] tells when everything is undone.
+    pub async fn restore(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        bundle: impl AsRef<Path>,
+        hooks: impl Hooks,
+        options: RestoreOptions,
+    ) -> Result<Restored> {
+        let mut left_behind = Vec::new();
+        self.restored(
+            criu,
+            id,
+            images,
+            bundle.as_ref(),
+            hooks,
+            options,
+            &mut left_behind,
+        )
+        .await
+        .map_err(|kind| Error::new(EngineKind::Runc, id, kind).with_left_behind(left_behind))
+    }
+
+    /// What [`Runc::restore`] would ask of CRIU and make before; nothing is done.
+    ///
+    /// # Errors
+    /// As [`Runc::restore`], up to what is found out before anything is made. That the name is taken is no error here.
+    pub fn restore_plan(
+        &self,
+        id: &str,
+        images: &ImagesDir,
+        bundle: impl AsRef<Path>,
+    ) -> Result<RestorePlan> {
+        self.prepare(id, images, bundle.as_ref())
+            .map(|prepared| prepared.plan)
+            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn restored(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        bundle: &Path,
+        hooks: impl Hooks,
+        options: RestoreOptions,
+        left_behind: &mut Vec<String>,
+    ) -> std::result::Result<Restored, ErrorKind> {
+        adopt::sweep().map_err(ErrorKind::system("undoing restores whose process is gone"))?;
+        let leftover = self.leftover(id, images)?;
+        let mut prepared = self.prepare(id, images, bundle)?;
+        let request = Request::new(&prepared, options)?;
+        if let Some(record) = leftover {
+            let notes = self.clear(&record, &prepared.directory).await?;
+            prepared.notes.extend(notes);
+        }
+
+        let journal = Journal::begin(&prepared.directory)
+            .map_err(ErrorKind::system("writing in /run/criu-client"))?;
+        let root = journal.root();
+        let mut guard = Guard::new(journal, criu, &self.undoing);
+        let asked = async {
+            let mut notes = prepared.notes.clone();
+            notes.extend(make(&prepared, &mut guard)?);
+            let options = prepared.plan.fill(&root, request.options);
+            let mut hooks = RestoreHooks {
+                inner: hooks,
+                prepared: &prepared,
+                console: request.console,
+                stdio: request.stdio,
+                guard: &mut guard,
+                init: None,
+            };
+            let (root, report) = match request.detach {
+                true => (None, criu.restore(images, &mut hooks, options).await?),
+                false => {
+                    let restored = criu.restore_child(images, &mut hooks, options).await?;
+                    (Some(restored.root), restored.report)
+                }
+            };
+            let init = hooks.init.or_else(|| ProcessId::of(report.pid));
+            let init = init.ok_or_else(|| {
+                ErrorKind::Unsupported("it ended as soon as it was restored".into())
+            })?;
+            Ok(Restored {
+                id: id.to_owned(),
+                init,
+                root,
+                report,
+                plan: RestorePlan::default(),
+                notes,
+                left_behind: Vec::new(),
+            })
+        };
+        match asked.await {
+            Ok(mut restored) => {
+                restored.left_behind = guard.finish();
+                restored.plan = prepared.plan;
+                Ok(restored)
+            }
+            Err(kind) => {
+                *left_behind = guard.undo().await;
+                Err(kind)
+            }
+        }
+    }
+}
+
+/// What is asked of CRIU besides the plan.
+struct Request {
+    options: crate::options::RestoreOptions,
+    detach: bool,
+    console: Option<PathBuf>,
+    /// What runc's record will say of the standard descriptors.
+    stdio: Vec<String>,
+}
+
+impl Request {
+    fn new(prepared: &Prepared, options: RestoreOptions) -> std::result::Result<Self, ErrorKind> {
+        let RestoreOptions {
+            criu: mut restore,
+            detach,
+            stdio,
+            console_socket,
+            tcp_established,
+            ext_unix_sk,
+            shell_job,
+            file_locks,
+            auto_dedup,
+            lazy_pages,
+            work_path,
+            manage_cgroups_mode,
+            lsm_profile,
+            lsm_mount_context,
+        } = options;
+        let terminal = prepared.model.terminal;
+        let problem = match (terminal, detach, &console_socket) {
+            (true, true, None) => {
+                "is needed: the container has a terminal, and a detached restore leaves nobody who holds its master"
+            }
+            (false, _, Some(_)) => "is for a container with a terminal, and this has none",
+            _ => "",
+        };
+        if !problem.is_empty() {
+            return Err(ErrorKind::Option {
+                option: "console-socket",
+                problem: problem.into(),
+            });
+        }
+        let mut targets = prepared.descriptors.clone();
+        let mut given: Vec<(String, OwnedFd)> = Vec::new();
+        for ((number, key), fd) in prepared
+            .plan
+            .pipes
+            .iter()
+            .zip(assigned(&prepared.plan.pipes, stdio))
+        {
+            let Some(fd) = fd else {
+                continue;
+            };
+            if let Some(target) = targets.get_mut(*number) {
+                let now = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+                *target = now
+                    .map(|path| path.to_string_lossy().into_owned())
+                    .unwrap_or_default();
+            }
+            if !given.iter().any(|(known, _)| known == key) {
+                given.push((key.clone(), fd));
+            }
+        }
+        let missing = prepared
+            .plan
+            .pipes
+            .iter()
+            .find(|(_, key)| !given.iter().any(|(known, _)| known == key));
+        if let Some((number, key)) = missing.filter(|_| !terminal) {
+            return Err(ErrorKind::Option {
+                option: ["stdin", "stdout", "stderr"]
+                    .get(*number)
+                    .copied()
+                    .unwrap_or("stdin"),
+                problem: format!(
+                    "was {key} when the container was checkpointed: give a descriptor to take its place"
+                ),
+            });
+        }
+        for (key, fd) in given {
+            let key: InheritKey = key
+                .parse()
+                .map_err(|error: crate::options::InvalidOption| ErrorKind::Images {
+                    path: DESCRIPTORS.into(),
+                    problem: "has a pipe that is not understood".into(),
+                    source: Some(error.into()),
+                })?;
+            restore = restore.inherit_fd(key, fd);
+        }
+        for (key, path) in &prepared.plan.inherit_namespaces {
+            let file = mounts::open_namespace(path)
+                .map_err(ErrorKind::system(format!("opening {}", path.display())))?;
+            restore = restore.inherit_fd(InheritKey::Namespace(key.clone()), file);
+        }
+        if let Some(path) = work_path {
+            restore = restore.work_dir(work_directory(&path)?);
+        }
+        type Flag = fn(crate::options::RestoreOptions, bool) -> crate::options::RestoreOptions;
+        let flags: [(Option<bool>, Flag); 6] = [
+            (tcp_established, |restore, on| restore.tcp_established(on)),
+            (ext_unix_sk, |restore, on| restore.external_unix_sockets(on)),
+            (shell_job, |restore, on| restore.shell_job(on)),
+            (file_locks, |restore, on| restore.file_locks(on)),
+            (auto_dedup, |restore, on| restore.auto_dedup(on)),
+            (lazy_pages, |restore, on| restore.lazy_pages(on)),
+        ];
+        for (value, set) in flags {
+            if let Some(on) = value {
+                restore = set(restore, on);
+            }
+        }
+        if let Some(profile) = lsm_profile {
+            restore = restore.lsm_profile(profile);
+        }
+        if let Some(context) = lsm_mount_context {
+            restore = restore.lsm_mount_context(context);
+        }
+        Ok(Self {
+            options: restore.manage_cgroups(manage_cgroups_mode.unwrap_or(CgroupMode::Soft)),
+            detach,
+            console: console_socket,
+            stdio: targets,
+        })
+    }
+}
+
+/// The given descriptors in the order of the pipes that they take the place of.
+fn assigned(pipes: &[(usize, String)], mut stdio: [Option<OwnedFd>; 3]) -> Vec<Option<OwnedFd>> {
+    pipes
+        .iter()
+        .map(|(number, _)| stdio.get_mut(*number).and_then(Option::take))
+        .collect()
+}
+
+/// Makes what CRIU will find. Everything is in the journal before the next thing is made.
+fn make(prepared: &Prepared, guard: &mut Guard) -> std::result::Result<Vec<String>, ErrorKind> {
+    let Some(journal) = guard.journal() else {
+        return Ok(Vec::new());
+    };
+    let Prepared {
+        directory, plan, ..
+    } = prepared;
+    journal.reserve().map_err(|source| match source.kind() {
+        std::io::ErrorKind::AlreadyExists => ErrorKind::Exists {
+            status: Status::Created,
+        },
+        _ => ErrorKind::system(format!("making {}", directory.display()))(source),
+    })?;
+    for point in &plan.mount_points {
+        let failed = |path: &Path| {
+            format!(
+                "making the mount point {} below {}",
+                path.display(),
+                point.below.display()
+            )
+        };
+        let target = mounts::resolve_in(&point.below, &point.path)
+            .map_err(ErrorKind::system(failed(&point.path)))?;
+        let kind = point.kind().map_err(ErrorKind::system(failed(&target)))?;
+        journal
+            .making_points(&point.below, missing_points(&point.below, &target))
+            .map_err(ErrorKind::system("writing the journal"))?;
+        mounts::make_point(&point.below, &target, kind)
+            .map_err(ErrorKind::system(failed(&target)))?;
+    }
+    journal
+        .making_cgroups(missing_groups(plan.cgroups.values()))
+        .map_err(ErrorKind::system("writing the journal"))?;
+    let created = cgroup::create(&plan.cgroups, &mut Vec::new());
+    let of_group = |problem: &'static str| {
+        move |(path, source)| ErrorKind::Cgroup {
+            path,
+            problem: problem.into(),
+            source: Some(source),
+        }
+    };
+    created.map_err(of_group("cannot be made"))?;
+    let notes = cgroup::apply(&plan.cgroups, &prepared.model.limits)
+        .map_err(of_group("does not take the container's limit"))?;
+    cgroup::thaw(&plan.cgroups).map_err(ErrorKind::system("thawing the control group"))?;
+    // Last: as long as nothing else can fail, nothing is mounted.
+    mounts::bind_root(&plan.rootfs, &journal.root()).map_err(ErrorKind::system(format!(
+        "binding the root file system {}",
+        plan.rootfs.display()
+    )))?;
+    Ok(notes)
+}
+
+/// What of a mount point, whose links have been followed, is to be made; outermost first.
+fn missing_points(below: &Path, target: &Path) -> Vec<PathBuf> {
+    let is_missing = |path: &&Path| {
+        let at = below.join(path.strip_prefix("/").unwrap_or(path));
+        fs::symlink_metadata(at).is_err()
+    };
+    outermost_first(target.ancestors().take_while(is_missing))
+}
+
+/// The directories that are to be made for groups; outermost first.
+fn missing_groups<'a>(groups: impl Iterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
+    let mut missing = Vec::new();
+    for group in groups {
+        let of_group = outermost_first(group.ancestors().take_while(|path| !path.exists()));
+        for path in of_group {
+            // Controllers that are mounted together share theirs.
+            if !missing.contains(&path) {
+                missing.push(path);
+            }
+        }
+    }
+    missing
+}
+
+fn outermost_first<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = paths.map(Path::to_owned).collect();
+    paths.reverse();
+    paths
+}
+
+/// The caller's hooks, and what a restore does at callbacks before they are asked.
+struct RestoreHooks<'a, H> {
+    inner: H,
+    prepared: &'a Prepared,
+    console: Option<PathBuf>,
+    stdio: Vec<String>,
+    guard: &'a mut Guard,
+    init: Option<ProcessId>,
+}
+
+async fn set_up_namespaces(prepared: &Prepared, pid: i32) -> std::result::Result<(), HookError> {
+    let Prepared { model, plan, .. } = prepared;
+    if plan.empty_network_namespace {
+        network::bring_loopback_up(pid)
+            .map_err(ErrorKind::system("bringing the loopback interface up"))?;
+    }
+    oci_hooks::run(&model.create_hooks, model, "creating", Some(pid)).await?;
+    Ok(())
+}
+
+impl<H> RestoreHooks<'_, H> {
+    /// Everything is restored and nothing runs yet: from here on the container is in runc's hands.
+    fn adopt(&mut self, pid: i32) -> std::result::Result<(), HookError> {
+        let Prepared {
+            directory,
+            model,
+            config,
+            host,
+            time_namespaces,
+            ..
+        } = self.prepared;
+        // Images of a dump that left control groups alone put the tasks into none.
+        let strays = host
+            .strays(&model.cgroups, pid)
+            .map_err(ErrorKind::system("looking for the tasks' control groups"))?;
+        cgroup::move_tree(pid, &strays).map_err(ErrorKind::system(
+            "moving the tasks into their control groups",
+        ))?;
+        let init = ProcessId::of(pid).ok_or("the restored process is gone")?;
+        let restored = record::Restored {
+            id: &model.id,
+            init,
+            created: record::now(),
+            cgroups: &model.cgroups,
+            stdio: self.stdio.clone(),
+            time_namespaces: *time_namespaces,
+        };
+        if let Some(journal) = self.guard.journal() {
+            journal
+                .restored(init)
+                .map_err(ErrorKind::system("writing the journal"))?;
+        }
+        record::write(directory, &record::record(config.clone(), &restored))
+            .map_err(ErrorKind::system("writing the container's record"))?;
+        self.init = Some(init);
+        Ok(())
+    }
+}
+
+impl<H: Hooks> Hooks for RestoreHooks<'_, H> {
+    async fn notify(&mut self, notify: Notify) -> std::result::Result<Reply, HookError> {
+        match &notify.event {
+            Event::SetupNamespaces { pid } => set_up_namespaces(self.prepared, *pid).await?,
+            Event::OrphanPtsMaster { master } => {
+                if let Some(path) = &self.console {
+                    console::send(path, master.as_fd()).map_err(ErrorKind::system(format!(
+                        "sending the terminal to {}",
+                        path.display()
+                    )))?;
+                }
+            }
+            Event::PostRestore { pid } => self.adopt(*pid)?,
+            _ => {}
+        }
+        self.inner.notify(notify).await
+    }
+}

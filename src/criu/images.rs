@@ -1,0 +1,186 @@
+//! Images directories and the logs that CRIU writes.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
+use rustix::io::Errno;
+
+/// More requests into one directory than this have something wrong with them.
+const LOGS_AT_MOST: u32 = 10_000;
+
+/// A directory of images, held open.
+///
+/// CRIU finds it by the number of this descriptor in our table, so moving or renaming the directory meanwhile does no
+/// harm. The descriptor is closed with the last operation that uses it.
+#[derive(Debug, Clone)]
+pub struct ImagesDir {
+    fd: Arc<OwnedFd>,
+    path: Arc<Path>,
+}
+
+impl ImagesDir {
+    /// Opens a directory that exists.
+    ///
+    /// # Errors
+    /// Whatever open(2) says, `NotADirectory` among it.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        let fd = openat(
+            CWD,
+            path,
+            OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(Self {
+            fd: fd.into(),
+            path: std::path::absolute(path)?.into(),
+        })
+    }
+
+    /// Opens a directory, making it and what is missing above it first. A directory that is made has mode 0700: images
+    /// hold the memory of the tasks.
+    ///
+    /// # Errors
+    /// Whatever mkdir(2) and open(2) say.
+    pub fn create(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref();
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)?;
+        Self::open(path)
+    }
+
+    /// Takes over a descriptor of a directory.
+    ///
+    /// # Errors
+    /// `NotADirectory` when it is none.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        if !std::fs::metadata(&link)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        let path = std::fs::read_link(&link)?;
+        Ok(Self {
+            fd: fd.into(),
+            path: path.into(),
+        })
+    }
+
+    /// Where it was when it was opened; absolute.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn shared_path(&self) -> Arc<Path> {
+        self.path.clone()
+    }
+
+    /// Whether it holds a file of this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        rustix::fs::statat(self, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+}
+
+impl AsFd for ImagesDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The log of one request, in the images directory or in the work directory.
+#[derive(Debug)]
+pub(crate) struct Log {
+    directory: ImagesDir,
+    name: String,
+}
+
+impl Log {
+    /// Reserves a name that nothing has yet: CRIU leaves an older log of the same name untouched when it fails early,
+    /// and it would then be taken for the log of this request.
+    pub(crate) fn reserve(directory: ImagesDir, stem: &str) -> io::Result<Self> {
+        for number in 1..LOGS_AT_MOST {
+            let name = match number {
+                1 => format!("{stem}.log"),
+                _ => format!("{stem}-{number}.log"),
+            };
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            match openat(&directory, name.as_str(), flags, Mode::RUSR | Mode::WUSR) {
+                Ok(_) => return Ok(Self { directory, name }),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Makes an empty log of this name, in place of an older one.
+    pub(crate) fn replace(directory: ImagesDir, name: String) -> io::Result<Self> {
+        match unlinkat(&directory, name.as_str(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(&directory, name.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(Self { directory, name })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path.join(&self.name)
+    }
+
+    /// The log for reading; `None` when CRIU has written nothing to it.
+    pub(crate) fn open(&self) -> Option<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file =
+            File::from(openat(&self.directory, self.name.as_str(), flags, Mode::empty()).ok()?);
+        (file.metadata().ok()?.len() > 0).then_some(file)
+    }
+
+    /// Removes the reserved name when CRIU never wrote to it.
+    pub(crate) fn discard_if_empty(&self) {
+        if self.open().is_none() {
+            // A name that is gone already is as good.
+            let _ = unlinkat(&self.directory, self.name.as_str(), AtFlags::empty());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_gets_a_fresh_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = ImagesDir::open(directory.path()).unwrap();
+        std::fs::write(directory.path().join("dump.log"), "old").unwrap();
+        let log = Log::reserve(images.clone(), "dump").unwrap();
+        assert_eq!(log.name(), "dump-2.log");
+        assert!(log.open().is_none());
+        log.discard_if_empty();
+        assert!(!images.contains("dump-2.log"));
+        assert!(images.contains("dump.log"));
+    }
+
+    #[test]
+    fn only_directories() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(ImagesDir::open(file.path()).is_err());
+        assert!(ImagesDir::from_fd(file.into_file().into()).is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let images = ImagesDir::create(directory.path().join("a/b")).unwrap();
+        assert_eq!(images.path(), directory.path().join("a/b"));
+    }
+}

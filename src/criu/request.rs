@@ -1,0 +1,388 @@
+//! One request: a connection is made, the version asked, what that version does not have refused, the request sent.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use tracing::{Instrument, Span};
+
+use super::care::Care;
+use super::images::Log;
+use super::running::{Clock, Held, Running, Trouble, conclude};
+use super::settle::Ended;
+use super::{Criu, Endpoint, ImagesDir, tasks};
+use crate::error::{Error, ErrorKind, OperationKind, Result};
+use crate::options::{Newer, Prepared, encode_request, newer_than};
+use crate::rpc::service;
+use crate::rpc::session::{Incoming, Session, Violation};
+use crate::rpc::swrk::{Start, Worker};
+use crate::rpc::transport::Socket;
+use crate::rpc::wire::{CriuFeatures, CriuReq, CriuReqType, CriuResp};
+use crate::version::Version;
+
+/// One request in the making.
+pub(super) struct Plan {
+    pub(super) kind: OperationKind,
+    /// The request, which may depend on the version.
+    pub(super) request: fn(&Version) -> CriuReqType,
+    pub(super) prepared: Prepared,
+    pub(super) images: Option<ImagesDir>,
+    /// The log's name without number and extension; `None` for requests that write none.
+    pub(super) log: Option<&'static str>,
+    pub(super) pid: Option<i32>,
+    pub(super) notify: bool,
+    pub(super) keep_open: bool,
+    pub(super) features: Option<CriuFeatures>,
+    pub(super) sibling: bool,
+    /// The worker is to be no descendant of this process.
+    pub(super) outside: bool,
+    /// The worker keeps our session and standard input: shell jobs take them over.
+    pub(super) terminal: bool,
+    /// What must be undone if CRIU is killed; made from the worker's mark once there is something to undo.
+    pub(super) care: Box<dyn FnOnce(&str) -> Care + Send + Sync>,
+}
+
+impl Plan {
+    pub(super) fn new(
+        kind: OperationKind,
+        request: fn(&Version) -> CriuReqType,
+        prepared: Prepared,
+    ) -> Self {
+        Self {
+            kind,
+            request,
+            prepared,
+            images: None,
+            log: None,
+            pid: None,
+            notify: false,
+            keep_open: false,
+            features: None,
+            sibling: false,
+            outside: false,
+            terminal: false,
+            care: Box::new(|_| Care::Nothing),
+        }
+    }
+}
+
+impl Criu {
+    /// Starts what `plan` says and returns once CRIU works on it.
+    pub(super) async fn begin(&self, plan: Plan) -> Result<Held> {
+        let span = tracing::info_span!(
+            "criu",
+            operation = %plan.kind,
+            pid = plan.pid,
+            version = tracing::field::Empty
+        );
+        self.begin_in(plan, span.clone()).instrument(span).await
+    }
+
+    async fn begin_in(&self, plan: Plan, span: Span) -> Result<Held> {
+        let kind = plan.kind;
+        self.allows(&plan)?;
+        let mark = mark();
+        let (worker, socket) = self.connect(&plan, &mark).await?;
+        // The worker has its copies.
+        let Plan {
+            prepared:
+                Prepared {
+                    mut opts,
+                    held,
+                    unknown,
+                    inherited,
+                },
+            ..
+        } = plan;
+        drop(inherited);
+        let watch = match worker.as_ref().map(Worker::exit_watch).transpose() {
+            Ok(watch) => watch.flatten(),
+            Err(error) => {
+                if let Some(worker) = worker {
+                    worker.kill();
+                    self.settling.reap(worker);
+                }
+                return Err(Error::precondition(
+                    kind,
+                    "the worker cannot be watched",
+                    Some(error),
+                ));
+            }
+        };
+
+        let mut running = Running {
+            kind,
+            socket: Some(socket),
+            session: Session::new(CriuReqType::Version),
+            worker,
+            watch,
+            version: Version::new(0, 0, 0),
+            images: plan.images,
+            work: None,
+            log: None,
+            held,
+            care: Care::Nothing,
+            limits: self.limits.clone(),
+            deadline: self.limits.operation.map(|limit| Instant::now() + limit),
+            settling: self.settling.clone(),
+            span,
+            clock: Clock::start(),
+            root: plan.pid,
+            asked: None,
+            answer_dropped: false,
+            refused_until: None,
+            ignored_refusals: Vec::new(),
+            answer: None,
+            trouble: None,
+        };
+        if let Err(trouble) = running.ask_version().await {
+            return Err(fail(running, trouble).await);
+        }
+        running
+            .span
+            .record("version", tracing::field::display(&running.version));
+        let request = (plan.request)(&running.version);
+
+        let newer = newer_than(&opts, &running.version);
+        if let Some(unsupported) = unsupported(&newer, &running.version) {
+            abandon(running).await;
+            return Err(Error::before(kind, unsupported));
+        }
+
+        if let Some(images) = &running.images {
+            opts.images_dir_fd = images.as_fd().as_raw_fd();
+        }
+        running.work = match work_dir(&running.held, opts.work_dir_fd) {
+            Some(Ok(work)) => Some(work),
+            Some(Err(error)) => {
+                abandon(running).await;
+                return Err(Error::precondition(
+                    kind,
+                    "the work directory is no directory",
+                    Some(error),
+                ));
+            }
+            None => running.images.clone(),
+        };
+        let own_log = opts.log_to_stderr != Some(true) || opts.log_file.is_some();
+        if let (Some(stem), Some(work), true) = (plan.log, &running.work, own_log) {
+            let log = match opts.log_file.take() {
+                Some(name) => Log::replace(work.clone(), name),
+                None => Log::reserve(work.clone(), stem),
+            };
+            match log {
+                Ok(log) => {
+                    opts.log_file = Some(log.name().to_owned());
+                    running.log = Some(log);
+                }
+                Err(error) => {
+                    let what = format!("no log can be written in {}", work.path().display());
+                    abandon(running).await;
+                    return Err(Error::precondition(kind, what, Some(error)));
+                }
+            }
+        }
+        opts.pid = plan.pid;
+        opts.notify_scripts = plan.notify.then_some(true);
+        opts.rst_sibling = plan.sibling.then_some(true);
+        running.care = (plan.care)(&mark);
+
+        let message = CriuReq {
+            r#type: request.into(),
+            keep_open: plan.keep_open.then_some(true),
+            features: plan.features,
+            opts: Some(opts),
+            ..Default::default()
+        };
+        running.session = Session::new(request);
+        running.clock = Clock::start();
+        if let Err(trouble) = running.send(&encode_request(message, &unknown)).await {
+            return Err(fail(running, trouble).await);
+        }
+        Ok(Held::new(running))
+    }
+
+    /// Refuses what only a worker of our own can do, before there is a connection.
+    fn allows(&self, plan: &Plan) -> Result<()> {
+        let Endpoint::Service(_) = self.endpoint else {
+            return Ok(());
+        };
+        let what = if plan.sibling {
+            "a restored child of the caller's (rst_sibling)"
+        } else if !plan.prepared.opts.inherit_fd.is_empty() {
+            "inherit_fd"
+        } else if plan
+            .prepared
+            .opts
+            .ps
+            .as_ref()
+            .is_some_and(|ps| ps.fd.is_some())
+        {
+            "a connected page-server socket (ps.fd)"
+        } else {
+            return Ok(());
+        };
+        Err(Error::before(
+            plan.kind,
+            ErrorKind::Unsupported {
+                what: what.into(),
+                needs: "a criu swrk of the caller's own".into(),
+                has: "a criu service".into(),
+            },
+        ))
+    }
+
+    async fn connect(&self, plan: &Plan, mark: &str) -> Result<(Option<Worker>, Socket)> {
+        let start_error = |program: &Path, source| {
+            Error::before(
+                plan.kind,
+                ErrorKind::Start {
+                    program: program.to_owned(),
+                    source,
+                },
+            )
+        };
+        match &self.endpoint {
+            Endpoint::Program(program) => {
+                let stdin = std::io::stdin();
+                let (worker, ours) = Worker::swrk(Start {
+                    program,
+                    arguments: &self.arguments,
+                    mark,
+                    stdin: plan.terminal.then(|| stdin.as_fd()),
+                    inherited: plan.prepared.inherited.iter().map(AsFd::as_fd).collect(),
+                    new_session: !plan.terminal,
+                    outside: plan.outside,
+                })
+                .map_err(|source| start_error(program, source))?;
+                match Socket::new(ours) {
+                    Ok(socket) => Ok((Some(worker), socket)),
+                    Err(source) => {
+                        worker.kill();
+                        self.settling.reap(worker);
+                        Err(start_error(program, source))
+                    }
+                }
+            }
+            Endpoint::Service(path) => {
+                let connected = service::connect(path);
+                let connected = match self.limits.operation {
+                    Some(limit) => tokio::time::timeout(limit, connected)
+                        .await
+                        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())),
+                    None => connected.await,
+                };
+                let socket = connected
+                    .and_then(Socket::new)
+                    .map_err(|source| start_error(path, source))?;
+                Ok((None, socket))
+            }
+        }
+    }
+}
+
+impl Running {
+    async fn ask_version(&mut self) -> Result<(), Trouble> {
+        let request = CriuReq {
+            r#type: CriuReqType::Version.into(),
+            keep_open: Some(true),
+            ..Default::default()
+        };
+        self.send(&prost::Message::encode_to_vec(&request)).await?;
+        let answer = self.sole_answer().await?;
+        let Some(version) = answer.version.filter(|_| answer.success) else {
+            return Err(Trouble::Protocol(Violation::MissingField {
+                request: "VERSION",
+                field: "version",
+            }));
+        };
+        let part = |number: i32| u32::try_from(number).unwrap_or(0);
+        self.version = Version::new(
+            part(version.major_number),
+            part(version.minor_number),
+            part(version.sublevel.unwrap_or(0)),
+        )
+        .with_git_id(version.gitid.unwrap_or_default());
+        Ok(())
+    }
+
+    /// The answer to a request that has no callbacks.
+    pub(super) async fn sole_answer(&mut self) -> Result<Box<CriuResp>, Trouble> {
+        match self.receive().await {
+            Some(Incoming::Answer(answer)) => Ok(answer),
+            Some(Incoming::Callback(callback)) => {
+                Err(Trouble::Protocol(Violation::UnexpectedType {
+                    expected: self.session.request_name(),
+                    got: format!("NOTIFY {}", callback.script),
+                }))
+            }
+            None => Err(self.trouble.take().unwrap_or(Trouble::Lost)),
+        }
+    }
+
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        tracing::trace!(bytes = bytes.len(), "sending");
+        let Some(socket) = &self.socket else {
+            return Err(Trouble::Lost);
+        };
+        match socket.send(bytes, &[]).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Trouble::Lost),
+            Err(error) => Err(Trouble::Transport("sending the request", error)),
+        }
+    }
+}
+
+/// Waits for the end of a request that has no callbacks.
+pub(super) async fn complete(mut held: Held) -> Result<Ended> {
+    if let Some(running) = held.get_mut() {
+        match running.sole_answer().await {
+            Ok(answer) => running.answer = Some(answer),
+            Err(trouble) => {
+                running.trouble.get_or_insert(trouble);
+            }
+        }
+    }
+    conclude(&mut held).await
+}
+
+async fn fail(mut running: Running, trouble: Trouble) -> Error {
+    running.trouble.get_or_insert(trouble);
+    match conclude(&mut Held::new(running)).await {
+        Err(error) => error,
+        Ok(ended) => ended.into_error(Trouble::Lost),
+    }
+}
+
+/// Ends a connection on which nothing was asked but the version.
+async fn abandon(running: Running) {
+    let _ = fail(running, Trouble::Cancelled).await;
+}
+
+fn unsupported(newer: &[Newer], version: &Version) -> Option<ErrorKind> {
+    let last = newer.iter().max_by(|a, b| a.since.cmp(&b.since))?;
+    let what: Vec<&str> = newer.iter().map(|newer| newer.field).collect();
+    Some(ErrorKind::Unsupported {
+        what: what.join(", "),
+        needs: format!("CRIU {}", last.since),
+        has: version.to_string(),
+    })
+}
+
+fn work_dir(held: &[OwnedFd], number: Option<i32>) -> Option<std::io::Result<ImagesDir>> {
+    let number = number?;
+    let fd = held.iter().find(|fd| fd.as_raw_fd() == number)?;
+    Some(fd.try_clone().and_then(ImagesDir::from_fd))
+}
+
+/// A word that no other worker of any process on this machine has.
+pub(super) fn mark() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!(
+        "criu-client-{}-{}-{}",
+        std::process::id(),
+        tasks::now_in_ticks(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
+}

@@ -1,0 +1,269 @@
+//! The only file that may use `unsafe`: starting a process with an exact descriptor table, and registering a pidfd with
+//! tokio. Everything else goes through safe wrappers (rustix, nix).
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr;
+
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{Pid, PidfdFlags, WaitIdOptions, pidfd_open};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// What a child process gets. Its descriptor table is exactly `stdio` at 0, 1, 2 and `inherited` from 3 upwards.
+pub(crate) struct Spawn<'a> {
+    pub(crate) program: CString,
+    pub(crate) arguments: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
+    pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// The first becomes descriptor 3, the next 4, and so on.
+    pub(crate) inherited: Vec<BorrowedFd<'a>>,
+    /// Start a session of its own, so that a terminal's signals do not reach the child.
+    pub(crate) new_session: bool,
+}
+
+/// The number that the first of [`Spawn::inherited`] has in the child.
+pub(crate) const FIRST_INHERITED: i32 = 3;
+
+impl Spawn<'_> {
+    /// Starts the child with no signal blocked or ignored: CRIU fails in many places when it inherits an ignored SIGCHLD.
+    ///
+    /// The child is the caller's to reap. A program that cannot be executed is an error here; nothing is left to reap then.
+    pub(crate) fn start(self) -> io::Result<Pid> {
+        self.prepared(|call| {
+            let mut pid = 0;
+            // SAFETY: `call` holds valid pointers, see `prepared`.
+            check(unsafe { call.spawn(&mut pid) })?;
+            Ok(pid)
+        })
+    }
+
+    /// As [`Spawn::start`], but the process is no descendant of this one: an intermediate child starts it and ends, so that
+    /// init, or the nearest subreaper above, becomes its parent and reaps it.
+    pub(crate) fn start_outside(self) -> io::Result<Pid> {
+        let (mut report, report_end) = io::pipe()?;
+        self.prepared(|call| {
+            // SAFETY: the child calls posix_spawn, write and _exit and nothing else. None of them takes a lock of ours or
+            // allocates: glibc's posix_spawn needs a stack that it maps itself.
+            match unsafe { libc::fork() } {
+                -1 => Err(io::Error::last_os_error()),
+                0 => {
+                    let mut pid = 0;
+                    // SAFETY: as above; the array outlives the write.
+                    unsafe {
+                        let code = call.spawn(&mut pid);
+                        let message = [code, pid];
+                        libc::write(
+                            report_end.as_raw_fd(),
+                            message.as_ptr().cast(),
+                            size_of_val(&message),
+                        );
+                        libc::_exit(0)
+                    }
+                }
+                child => {
+                    drop(report_end);
+                    let mut message = [0; 8];
+                    let told = io::Read::read_exact(&mut report, &mut message);
+                    if let Some(child) = Pid::from_raw(child) {
+                        // Somebody who reaps every child of this process may have been first.
+                        let _ = rustix::process::waitpid(
+                            Some(child),
+                            rustix::process::WaitOptions::empty(),
+                        );
+                    }
+                    told?;
+                    let [a, b, c, d, e, f, g, h] = message;
+                    check(i32::from_ne_bytes([a, b, c, d]))?;
+                    Ok(i32::from_ne_bytes([e, f, g, h]))
+                }
+            }
+        })
+    }
+
+    /// Makes everything that posix_spawn needs and hands it to `start`, which tells the pid.
+    fn prepared(self, start: impl FnOnce(&Call<'_>) -> io::Result<libc::pid_t>) -> io::Result<Pid> {
+        // The sources are moved above every target first, so that no dup2 in the child can overwrite one that is still needed.
+        let last = FIRST_INHERITED + self.inherited.len() as i32;
+        let mut sources: Vec<(OwnedFd, i32)> = Vec::with_capacity(3 + self.inherited.len());
+        for (target, fd) in self.stdio.iter().chain(&self.inherited).enumerate() {
+            sources.push((fcntl_dupfd_cloexec(fd, last)?, target as i32));
+        }
+        let mut actions = FileActions::new()?;
+        for (source, target) in &sources {
+            actions.duplicate(source.as_fd(), *target)?;
+        }
+        actions.close_from(last)?;
+        let attributes = Attributes::new(self.new_session)?;
+
+        let pointers = |strings: &[CString]| -> Vec<*mut libc::c_char> {
+            strings
+                .iter()
+                .map(|string| string.as_ptr().cast_mut())
+                .chain([ptr::null_mut()])
+                .collect()
+        };
+        let arguments = pointers(&self.arguments);
+        let environment = pointers(&self.environment);
+        let pid = start(&Call {
+            program: &self.program,
+            actions: &actions,
+            attributes: &attributes,
+            arguments: &arguments,
+            environment: &environment,
+        })?;
+        Pid::from_raw(pid).ok_or_else(|| io::Error::other("posix_spawn returned no pid"))
+    }
+}
+
+/// The arguments of posix_spawn. The two vectors are null-terminated and point to strings that outlive this.
+struct Call<'a> {
+    program: &'a CString,
+    actions: &'a FileActions,
+    attributes: &'a Attributes,
+    arguments: &'a [*mut libc::c_char],
+    environment: &'a [*mut libc::c_char],
+}
+
+impl Call<'_> {
+    /// # Safety
+    /// What the type says of its vectors must hold.
+    unsafe fn spawn(&self, pid: &mut libc::pid_t) -> libc::c_int {
+        // SAFETY: every pointer is valid for the call, and posix_spawn writes through none of them but `pid`.
+        unsafe {
+            libc::posix_spawn(
+                pid,
+                self.program.as_ptr(),
+                &self.actions.0,
+                &self.attributes.0,
+                self.arguments.as_ptr(),
+                self.environment.as_ptr(),
+            )
+        }
+    }
+}
+
+struct FileActions(libc::posix_spawn_file_actions_t);
+
+impl FileActions {
+    fn new() -> io::Result<Self> {
+        let mut actions = MaybeUninit::uninit();
+        // SAFETY: the pointer is valid for writing; on success the value is initialised.
+        check(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
+        // SAFETY: initialised by the call above.
+        Ok(Self(unsafe { actions.assume_init() }))
+    }
+
+    fn duplicate(&mut self, source: BorrowedFd<'_>, target: i32) -> io::Result<()> {
+        // SAFETY: `self.0` is initialised; the numbers are only recorded here.
+        check(unsafe {
+            libc::posix_spawn_file_actions_adddup2(&mut self.0, source.as_raw_fd(), target)
+        })
+    }
+
+    fn close_from(&mut self, first: i32) -> io::Result<()> {
+        // SAFETY: `self.0` is initialised; the number is only recorded here.
+        check(unsafe { libc::posix_spawn_file_actions_addclosefrom_np(&mut self.0, first) })
+    }
+}
+
+impl Drop for FileActions {
+    fn drop(&mut self) {
+        // SAFETY: initialised in `new`, destroyed once.
+        unsafe { libc::posix_spawn_file_actions_destroy(&mut self.0) };
+    }
+}
+
+struct Attributes(libc::posix_spawnattr_t);
+
+impl Attributes {
+    fn new(new_session: bool) -> io::Result<Self> {
+        let mut attributes = MaybeUninit::uninit();
+        // SAFETY: the pointer is valid for writing; on success the value is initialised.
+        check(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
+        // SAFETY: initialised by the call above.
+        let mut attributes = Self(unsafe { attributes.assume_init() });
+
+        let mut flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
+        if new_session {
+            flags |= i32::from(libc::POSIX_SPAWN_SETSID);
+        }
+        let mut none = MaybeUninit::uninit();
+        let mut all = MaybeUninit::uninit();
+        // SAFETY: both sets are initialised by the calls before they are read; `attributes` is initialised.
+        unsafe {
+            libc::sigemptyset(none.as_mut_ptr());
+            libc::sigfillset(all.as_mut_ptr());
+            check(libc::posix_spawnattr_setsigmask(
+                &mut attributes.0,
+                none.as_ptr(),
+            ))?;
+            check(libc::posix_spawnattr_setsigdefault(
+                &mut attributes.0,
+                all.as_ptr(),
+            ))?;
+            check(libc::posix_spawnattr_setflags(
+                &mut attributes.0,
+                flags as libc::c_short,
+            ))?;
+        }
+        Ok(attributes)
+    }
+}
+
+impl Drop for Attributes {
+    fn drop(&mut self) {
+        // SAFETY: initialised in `new`, destroyed once.
+        unsafe { libc::posix_spawnattr_destroy(&mut self.0) };
+    }
+}
+
+fn check(code: libc::c_int) -> io::Result<()> {
+    match code {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// A pidfd that a tokio task can wait on. Must be made within a runtime.
+pub(crate) struct ExitWatch(AsyncFd<OwnedFd>);
+
+impl ExitWatch {
+    pub(crate) fn new(pidfd: OwnedFd) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned, so it stays open until the registration, which holds it, is dropped.
+        let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        registered.map(Self).map_err(io::Error::from)
+    }
+
+    /// Completes when the process has ended (it may still be a zombie). Cancel safe.
+    pub(crate) async fn ended(&self) -> io::Result<()> {
+        self.0.readable().await.map(drop)
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}
+
+/// Opens a pidfd of a process that cannot have been reaped yet, or that somebody else may reap at any time.
+pub(crate) fn open_pidfd(pid: Pid) -> io::Result<OwnedFd> {
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Reaps the process behind `pidfd` if it has ended and is our child. `Ok(None)`: it has not ended.
+pub(crate) fn reap_pidfd(
+    pidfd: BorrowedFd<'_>,
+) -> io::Result<Option<rustix::process::WaitIdStatus>> {
+    loop {
+        match rustix::process::waitid(
+            rustix::process::WaitId::PidFd(pidfd),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        ) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}

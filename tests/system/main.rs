@@ -1,0 +1,108 @@
+//! The tests that need root and a real CRIU. See `docs/testing.md`.
+
+mod causes;
+mod contain;
+mod core;
+mod cpuinfo;
+mod hardship;
+mod hosts;
+mod image_protos;
+mod kept;
+mod live_causes;
+mod matrix;
+mod namespaces;
+mod netlock;
+mod pycriu;
+mod roles;
+mod rpc_proto;
+mod runc;
+mod service;
+mod support;
+mod transfer;
+mod victim;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use support::Outcome;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.get(1).map(String::as_str) {
+        Some("--victim") => roles::be_a_victim(&arguments[2..]),
+        Some("--contain") => return part(contain::contain(&arguments[2..])),
+        Some("--host") => return part(hosts::be_a_host(&arguments[2..])),
+        Some("--client") => return part(matrix::be_a_client(&arguments[2..])),
+        _ => {}
+    }
+    let mut arguments = Arguments::from_args();
+    // Zombies, descriptors and firewall rules are counted for the whole process: one test at a time.
+    arguments.test_threads = Some(1);
+    if !arguments.list {
+        nix::sys::prctl::set_child_subreaper(true).expect("becoming a subreaper");
+    }
+    // tokio keeps two descriptors from the first runtime on, for the whole process.
+    support::block_on(async {});
+    let missing = missing();
+    let mut trials = Vec::new();
+    let runc: support::Tests = runc::tests()
+        .into_iter()
+        .map(|(name, test)| {
+            (
+                name.to_owned(),
+                Box::new(test) as Box<dyn Fn() -> Outcome + Send>,
+            )
+        })
+        .collect();
+    let lists = [
+        core::tests(),
+        kept::tests(),
+        namespaces::tests(),
+        transfer::tests(),
+        hardship::tests(),
+        service::tests(),
+        hosts::tests(),
+        image_protos::tests(),
+        rpc_proto::tests(),
+        causes::tests(),
+        netlock::tests(),
+        runc,
+        matrix::tests(),
+    ];
+    for (name, test) in lists.into_iter().flatten() {
+        trials.push(trial(name, missing.clone(), test));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The end of a process that plays a part in a test.
+fn part(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[allow(clippy::print_stderr)]
+            {
+                eprintln!("{error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A test that cannot run here fails with the reason: nothing is passed over in silence.
+fn trial(name: String, missing: Option<String>, test: Box<dyn Fn() -> Outcome + Send>) -> Trial {
+    Trial::test(name, move || match missing {
+        Some(missing) => Err(Failed::from(missing)),
+        None => test().map_err(Failed::from),
+    })
+}
+
+fn missing() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("these tests need root".into());
+    }
+    criu_client::Criu::find()
+        .err()
+        .map(|error| format!("{error}; run scripts/install"))
+}

@@ -1,0 +1,376 @@
+//! Bundles and containers for tests, and what must be left of them: nothing.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use criu_client::ImagesDir;
+use criu_client::container::runc::{CheckpointOptions, RestoreOptions, Runc};
+use serde_json::{Value, json};
+
+use crate::support::{Outcome, block_on, criu, ensure, text, until};
+
+pub(super) fn runc_program() -> Result<PathBuf, String> {
+    ["/usr/sbin/runc", "/usr/bin/runc"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .ok_or_else(|| "there is no runc in /usr/sbin or /usr/bin; run scripts/install".into())
+}
+
+/// A bundle, a container of it, and a root for runc's records: all of one test.
+pub(super) struct Fixture {
+    pub(super) directory: tempfile::TempDir,
+    pub(super) id: String,
+    /// The processes that came to us, to be reaped.
+    pub(super) inits: Vec<i32>,
+}
+
+impl Fixture {
+    pub(super) fn new(id: &str) -> Result<Self, String> {
+        Self::with(id, |_| {})
+    }
+
+    /// A bundle of busybox that counts in `/count`, its default configuration changed by `change`.
+    pub(super) fn with(id: &str, change: impl FnOnce(&mut Value)) -> Result<Self, String> {
+        let directory = tempfile::tempdir().map_err(text)?;
+        let fixture = Self {
+            directory,
+            id: format!("criuctl-test-{}-{id}", std::process::id()),
+            inits: Vec::new(),
+        };
+        let bin = fixture.rootfs().join("bin");
+        fs::create_dir_all(&bin).map_err(text)?;
+        fs::copy("/bin/busybox", bin.join("busybox"))
+            .map_err(|error| format!("/bin/busybox: {error}"))?;
+        for applet in ["sh", "sleep", "cat", "echo", "ip", "mv", "true", "stty"] {
+            symlink("busybox", bin.join(applet)).map_err(text)?;
+        }
+        let status = Command::new(runc_program()?)
+            .args(["spec", "--bundle"])
+            .arg(fixture.bundle())
+            .status()
+            .map_err(text)?;
+        ensure!(status.success(), "runc spec: {status}");
+        let path = fixture.bundle().join("config.json");
+        let mut config: Value =
+            serde_json::from_slice(&fs::read(&path).map_err(text)?).map_err(text)?;
+        config["process"]["terminal"] = json!(false);
+        config["root"]["readonly"] = json!(false);
+        config["process"]["args"] = json!(["/bin/sh", "-c", COUNT]);
+        change(&mut config);
+        fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)?;
+        Ok(fixture)
+    }
+
+    pub(super) fn bundle(&self) -> PathBuf {
+        self.directory.path().join("bundle")
+    }
+
+    pub(super) fn rootfs(&self) -> PathBuf {
+        self.bundle().join("rootfs")
+    }
+
+    pub(super) fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
+    }
+
+    pub(super) fn ours(&self) -> Runc {
+        Runc::with_root(self.root())
+    }
+
+    pub(super) fn images(&self, name: &str) -> ImagesDir {
+        ImagesDir::create(self.directory.path().join(name)).expect("an images directory")
+    }
+
+    /// runc itself.
+    pub(super) fn command(&self, arguments: &[&str]) -> Result<Command, String> {
+        let mut command = Command::new(runc_program()?);
+        command.arg("--root").arg(self.root()).args(arguments);
+        command.stdin(Stdio::null());
+        Ok(command)
+    }
+
+    pub(super) fn try_runc(&self, arguments: &[&str]) -> Result<Output, String> {
+        self.command(arguments)?.output().map_err(text)
+    }
+
+    pub(super) fn runc(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = self.try_runc(arguments)?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "runc {arguments:?}: {}: {error}",
+            output.status
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// `runc run -d` or `runc restore -d`, which leave their output to the container.
+    pub(super) fn runc_detached(&mut self, arguments: &[&str], stdout: Stdio) -> Outcome {
+        let log = self.directory.path().join("runc.log");
+        let mut command = Command::new(runc_program()?);
+        command
+            .arg("--root")
+            .arg(self.root())
+            .arg("--log")
+            .arg(&log)
+            .args(arguments);
+        command
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(Stdio::null());
+        let status = command.status().map_err(text)?;
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        ensure!(status.success(), "runc {arguments:?}: {status}: {log}");
+        self.inits.push(self.pid()?);
+        Ok(())
+    }
+
+    pub(super) fn start(&mut self) -> Outcome {
+        self.start_with(Stdio::null())
+    }
+
+    pub(super) fn start_with(&mut self, stdout: Stdio) -> Outcome {
+        let (bundle, id) = (self.bundle().display().to_string(), self.id.clone());
+        self.runc_detached(&["run", "-d", "--bundle", &bundle, &id], stdout)?;
+        self.counts()
+    }
+
+    /// What runc says of the container.
+    pub(super) fn state(&self) -> Result<Value, String> {
+        serde_json::from_str(&self.runc(&["state", &self.id])?).map_err(text)
+    }
+
+    pub(super) fn pid(&self) -> Result<i32, String> {
+        let pid = self.state()?["pid"].as_i64().unwrap_or_default();
+        i32::try_from(pid).map_err(text)
+    }
+
+    pub(super) fn has_status(&self, status: &str) -> Outcome {
+        let state = self.state()?;
+        ensure!(state["status"] == status, "not {status}: {state}");
+        Ok(())
+    }
+
+    pub(super) fn count(&self) -> Option<u64> {
+        fs::read_to_string(self.rootfs().join("count"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    }
+
+    pub(super) fn counts(&self) -> Outcome {
+        let before = self.count().unwrap_or(0);
+        until("the container counts on", || {
+            self.count().is_some_and(|count| count > before + 1)
+        })
+    }
+
+    /// Reaps a container's process that has ended.
+    pub(super) fn reap(&mut self) {
+        for pid in self.inits.drain(..) {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            // Not ours if it ended as a child of somebody else.
+            let _ = nix::sys::wait::waitpid(pid, None);
+        }
+    }
+
+    pub(super) fn checkpoint(&mut self, images: &ImagesDir) -> Outcome {
+        let report = block_on(self.ours().checkpoint(
+            &criu(),
+            &self.id,
+            images,
+            (),
+            CheckpointOptions::new(),
+        ))
+        .map_err(whole)?;
+        ensure!(
+            report.left_behind.is_empty(),
+            "left behind: {:?}",
+            report.left_behind
+        );
+        self.reap();
+        self.is_gone()
+    }
+
+    pub(super) fn restore(&mut self, images: &ImagesDir) -> Outcome {
+        self.restore_with(images, RestoreOptions::new())
+    }
+
+    pub(super) fn restore_with(&mut self, images: &ImagesDir, options: RestoreOptions) -> Outcome {
+        let options = options.detach(true);
+        let restored =
+            block_on(
+                self.ours()
+                    .restore(&criu(), &self.id, images, self.bundle(), (), options),
+            )
+            .map_err(whole)?;
+        ensure!(
+            restored.left_behind.is_empty(),
+            "left behind: {:?}",
+            restored.left_behind
+        );
+        self.inits.push(restored.init.pid);
+        self.is_handed_over()
+    }
+
+    /// Runs and is runc's; nothing of the restore is left.
+    pub(super) fn is_handed_over(&self) -> Outcome {
+        self.has_status("running")?;
+        self.counts()?;
+        self.has_no_mounts()?;
+        let files: Vec<_> = fs::read_dir(self.root().join(&self.id))
+            .map_err(text)?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        ensure!(files == ["state.json"], "{files:?}");
+        Ok(())
+    }
+
+    /// Others on this machine may mount what they like.
+    pub(super) fn has_no_mounts(&self) -> Outcome {
+        let ours = self.directory.path().display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(text)?;
+        let mounts: Vec<_> = mounts.lines().filter(|line| line.contains(&ours)).collect();
+        ensure!(mounts.is_empty(), "mounts were left behind: {mounts:#?}");
+        for entry in fs::read_dir("/run/criu-client")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let journal = fs::read_to_string(entry.path()).unwrap_or_default();
+            ensure!(
+                !journal.contains(&ours),
+                "a journal was left behind: {journal}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Neither record, nor groups, nor mounts.
+    pub(super) fn is_gone(&self) -> Outcome {
+        let list = self.runc(&["list", "--quiet"])?;
+        ensure!(!list.contains(&self.id), "runc still lists {list}");
+        let records = fs::read_dir(self.root()).map_or(0, Iterator::count);
+        ensure!(records == 0, "{records} entries in runc's root");
+        ensure!(
+            groups(&self.id).is_empty(),
+            "groups: {:?}",
+            groups(&self.id)
+        );
+        self.has_no_mounts()
+    }
+
+    pub(super) fn delete(&mut self) -> Outcome {
+        self.runc(&["delete", "--force", &self.id])?;
+        self.reap();
+        self.is_gone()
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if self.root().join(&self.id).exists() {
+            let _ = self.try_runc(&["delete", "--force", &self.id]);
+        }
+        self.reap();
+    }
+}
+
+/// Numbers of one length, written in place: CRIU restores only files that have the size they had.
+pub(super) const COUNT: &str =
+    "i=0; while :; do i=$((i+1)); printf %020d $i 1<>/count; echo $i; sleep 0.02; done";
+
+/// The control groups of this name, in every hierarchy.
+pub(super) fn groups(id: &str) -> Vec<PathBuf> {
+    fn look(directory: &Path, id: &str, depth: u32, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy() == id {
+                    found.push(entry.path());
+                } else if depth > 0 {
+                    look(&entry.path(), id, depth - 1, found);
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    look(Path::new("/sys/fs/cgroup"), id, 4, &mut found);
+    found
+}
+
+/// A container operation's error with everything it knows.
+pub(super) fn whole(error: criu_client::container::Error) -> String {
+    serde_json::to_string_pretty(&error).unwrap_or_else(|_| format!("{error:?}"))
+}
+
+/// What comes out of a pipe.
+pub(super) struct Lines(pub(super) File);
+
+impl Lines {
+    pub(super) fn pipe() -> Result<(Self, OwnedFd), String> {
+        let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(text)?;
+        Ok((Self(File::from(read)), write))
+    }
+
+    pub(super) fn number(&mut self) -> Result<u64, String> {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while byte != *b"\n" {
+            let limit = rustix::event::Timespec {
+                tv_sec: 20,
+                tv_nsec: 0,
+            };
+            let mut poll = [rustix::event::PollFd::new(
+                &self.0,
+                rustix::event::PollFlags::IN,
+            )];
+            let ready = rustix::event::poll(&mut poll, Some(&limit)).map_err(text)?;
+            ensure!(ready == 1, "nothing came out of the pipe");
+            ensure!(
+                self.0.read(&mut byte).map_err(text)? == 1,
+                "the pipe has ended"
+            );
+            line.push(byte[0]);
+        }
+        String::from_utf8_lossy(&line).trim().parse().map_err(text)
+    }
+}
+
+/// A console socket that is listened at.
+pub(super) struct Console {
+    pub(super) socket: std::os::unix::net::UnixListener,
+    pub(super) path: PathBuf,
+}
+
+impl Console {
+    pub(super) fn listen(path: PathBuf) -> Result<Self, String> {
+        let socket = std::os::unix::net::UnixListener::bind(&path).map_err(text)?;
+        Ok(Self { socket, path })
+    }
+
+    /// The master that was sent, and the name that it was sent with.
+    pub(super) fn receive(&self) -> Result<(OwnedFd, String), String> {
+        use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+        let (stream, _) = self.socket.accept().map_err(text)?;
+        let mut name = [0; 64];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut buffers = [std::io::IoSliceMut::new(&mut name)];
+        let message =
+            recvmsg(&stream, &mut buffers, &mut control, RecvFlags::CMSG_CLOEXEC).map_err(text)?;
+        let master = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let name =
+            String::from_utf8_lossy(name.get(..message.bytes).unwrap_or_default()).into_owned();
+        Ok((master.ok_or("no descriptor came")?, name))
+    }
+}

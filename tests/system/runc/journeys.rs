@@ -1,0 +1,618 @@
+//! There and back again.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use criu_client::container::runc::{CheckpointOptions, RestoreOptions};
+use criu_client::notify::{HookTable, Reply, Script, hook_fn};
+use serde_json::{Value, json};
+
+use super::fixture::{COUNT, Console, Fixture, Lines, groups, whole};
+use crate::support::{Outcome, block_on, criu, ensure, text, until};
+
+pub(super) fn round_trip() -> Outcome {
+    let mut box_ = Fixture::new("round")?;
+    box_.start()?;
+    let before = box_.pid()?;
+    let groups_before = fs::read_to_string(format!("/proc/{before}/cgroup")).map_err(text)?;
+    let devices = groups(&box_.id)
+        .into_iter()
+        .find(|path| path.starts_with("/sys/fs/cgroup/devices"));
+    let rules = devices
+        .as_ref()
+        .map(|path| fs::read_to_string(path.join("devices.list")));
+    let images = box_.images("images");
+    box_.checkpoint(&images)?;
+    let counted = box_.count();
+    box_.restore(&images)?;
+
+    ensure!(
+        box_.count() > counted,
+        "the count began anew: {counted:?}, {:?}",
+        box_.count()
+    );
+    let pid = box_.pid()?;
+    let groups_after = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(text)?;
+    ensure!(
+        groups_before == groups_after,
+        "{groups_before}\n{groups_after}"
+    );
+    let rules_after = devices
+        .as_ref()
+        .map(|path| fs::read_to_string(path.join("devices.list")));
+    let sorted = |rules: Option<std::io::Result<String>>| -> Result<Vec<String>, String> {
+        let mut lines: Vec<_> = rules
+            .transpose()
+            .map_err(text)?
+            .unwrap_or_default()
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        Ok(lines)
+    };
+    let (rules, rules_after) = (sorted(rules)?, sorted(rules_after)?);
+    ensure!(
+        rules == rules_after,
+        "device rules: {rules:?}, {rules_after:?}"
+    );
+    // The groups that it sees are its own.
+    let mountinfo = fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_err(text)?;
+    for line in mountinfo
+        .lines()
+        .filter(|line| line.contains(" - cgroup cgroup "))
+    {
+        ensure!(
+            line.contains(&format!("{} /sys/fs/cgroup", box_.id)),
+            "a foreign group: {line}"
+        );
+    }
+    // Masked files are masked, and by the container's own device.
+    let dev = mountinfo
+        .lines()
+        .find(|line| line.contains(" /dev "))
+        .unwrap_or_default();
+    let mask = mountinfo
+        .lines()
+        .find(|line| line.contains(" /proc/keys "))
+        .unwrap_or_default();
+    ensure!(
+        mask.contains(" /null ") && dev.split(' ').nth(2) == mask.split(' ').nth(2),
+        "{dev}\n{mask}"
+    );
+    let link = box_.runc(&["exec", &box_.id, "/bin/ip", "link", "show", "lo"])?;
+    ensure!(
+        link.contains("UP"),
+        "the loopback interface is down: {link}"
+    );
+    ensure!(
+        box_.runc(&["exec", &box_.id, "/bin/echo", "in"])? == "in\n",
+        "exec"
+    );
+    let time = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/time")).ok();
+    let listed: Value = serde_json::from_slice(
+        &fs::read(box_.root().join(&box_.id).join("state.json")).map_err(text)?,
+    )
+    .map_err(text)?;
+    let named = listed["config"]["namespaces"]
+        .to_string()
+        .contains("NEWTIME");
+    ensure!(
+        time("self").is_none() || named,
+        "the time namespace is not among {}",
+        listed["config"]["namespaces"]
+    );
+
+    box_.runc(&["pause", &box_.id])?;
+    box_.has_status("paused")?;
+    box_.runc(&["resume", &box_.id])?;
+    box_.counts()?;
+    let list: Value =
+        serde_json::from_str(&box_.runc(&["list", "--format", "json"])?).map_err(text)?;
+    ensure!(
+        list[0]["status"] == "running" && list[0]["bundle"] == json!(box_.bundle()),
+        "{list}"
+    );
+
+    // Once more, from what we restored.
+    let again = box_.images("again");
+    box_.checkpoint(&again)?;
+    box_.restore(&again)?;
+    box_.runc(&["kill", &box_.id, "KILL"])?;
+    box_.reap();
+    until("runc sees it stopped", || {
+        box_.has_status("stopped").is_ok()
+    })?;
+    box_.runc(&["delete", &box_.id])?;
+    box_.is_gone()
+}
+
+pub(super) fn leave_running_twice() -> Outcome {
+    let mut box_ = Fixture::new("twice")?;
+    box_.start()?;
+    let (runc, pid) = (box_.ours(), box_.pid()?);
+    let images = ["first", "second"].map(|name| box_.images(name));
+    for images in &images {
+        let options = CheckpointOptions::new().leave_running(true);
+        let report =
+            block_on(runc.checkpoint(&criu(), &box_.id, images, (), options)).map_err(whole)?;
+        ensure!(report.dump.pid == pid, "{report:?}");
+        box_.has_status("running")?;
+        ensure!(box_.pid()? == pid, "another process");
+        box_.counts()?;
+    }
+    let before = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(text)?;
+    box_.delete()?;
+    // Under another name, so in other groups.
+    let expected = before.replace(&box_.id, &format!("{}-b", box_.id));
+    box_.id += "-b";
+    for images in &images {
+        box_.restore(images)?;
+        let after = fs::read_to_string(format!("/proc/{}/cgroup", box_.pid()?)).map_err(text)?;
+        ensure!(
+            after == expected,
+            "in foreign groups:\n{after}instead of\n{expected}"
+        );
+        ensure!(
+            groups(box_.id.trim_end_matches("-b")).is_empty(),
+            "groups of the old name"
+        );
+        box_.delete()?;
+    }
+    Ok(())
+}
+
+pub(super) fn stdout_pipe() -> Outcome {
+    let mut box_ = Fixture::new("pipe")?;
+    let (mut lines, write) = Lines::pipe()?;
+    box_.start_with(write.into())?;
+    let first = lines.number()?;
+    let images = box_.images("images");
+    box_.checkpoint(&images)?;
+    drop(lines);
+
+    let refused = block_on(box_.ours().restore(
+        &criu(),
+        &box_.id,
+        &images,
+        box_.bundle(),
+        (),
+        RestoreOptions::new().detach(true),
+    ));
+    let refused = refused
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    ensure!(refused.contains("stdout: was pipe:["), "{refused}");
+    box_.is_gone()?;
+
+    let (mut lines, write) = Lines::pipe()?;
+    box_.restore_with(&images, RestoreOptions::new().stdout(write))?;
+    let second = lines.number()?;
+    ensure!(second > first, "{first}, then {second}");
+    // What runc will say of it is what it has.
+    let state = fs::read_to_string(box_.root().join(&box_.id).join("state.json")).map_err(text)?;
+    let state: Value = serde_json::from_str(&state).map_err(text)?;
+    let now = fs::read_link(format!("/proc/{}/fd/1", box_.pid()?)).map_err(text)?;
+    ensure!(
+        state["external_descriptors"][1] == json!(now),
+        "{}",
+        state["external_descriptors"]
+    );
+    box_.delete()
+}
+
+pub(super) fn terminal() -> Outcome {
+    let mut box_ = Fixture::with("tty", |config| config["process"]["terminal"] = json!(true))?;
+    let console = Console::listen(box_.directory.path().join("console"))?;
+    let (bundle, id) = (box_.bundle().display().to_string(), box_.id.clone());
+    let socket = console.path.display().to_string();
+    let receiving = std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| console.receive());
+        box_.runc_detached(
+            &[
+                "run",
+                "-d",
+                "--bundle",
+                &bundle,
+                "--console-socket",
+                &socket,
+                &id,
+            ],
+            Stdio::null(),
+        )?;
+        receiving
+            .join()
+            .map_err(|_| "the console panicked".to_owned())?
+    });
+    let (master, _) = receiving?;
+    let mut lines = Lines(File::from(master));
+    lines.number()?;
+    box_.counts()?;
+
+    let images = box_.images("images");
+    // Nobody reads while it is checkpointed; the terminal's buffer holds what it writes meanwhile.
+    box_.checkpoint(&images)?;
+    drop(lines);
+    let refused = block_on(box_.ours().restore(
+        &criu(),
+        &id,
+        &images,
+        box_.bundle(),
+        (),
+        RestoreOptions::new().detach(true),
+    ));
+    let refused = refused
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default();
+    ensure!(refused.contains("console-socket"), "{refused}");
+
+    let counted = box_.count().unwrap_or(0);
+    let (restored, received) = std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| console.receive());
+        let restored =
+            box_.restore_with(&images, RestoreOptions::new().console_socket(&console.path));
+        if restored.is_err() {
+            // Whoever waits for a terminal that will not come.
+            let _ = std::os::unix::net::UnixStream::connect(&console.path);
+        }
+        (restored, receiving.join())
+    });
+    restored?;
+    let (master, name) = received.map_err(|_| "the console panicked".to_owned())??;
+    ensure!(name == "orphan-pts-master", "{name}");
+    let mut lines = Lines(File::from(master));
+    // Lines from before the checkpoint are still in the terminal's buffer.
+    let mut number = lines.number()?;
+    for _ in 0..10_000 {
+        if number > counted {
+            break;
+        }
+        number = lines.number()?;
+    }
+    ensure!(number > counted, "{number} after {counted}");
+    box_.delete()
+}
+
+pub(super) fn restored_by_runc() -> Outcome {
+    let mut box_ = Fixture::new("to-runc")?;
+    box_.start()?;
+    let images = box_.images("images");
+    box_.checkpoint(&images)?;
+    let counted = box_.count();
+    let (bundle, path, id) = (
+        box_.bundle(),
+        images.path().display().to_string(),
+        box_.id.clone(),
+    );
+    let bundle = bundle.display().to_string();
+    box_.runc_detached(
+        &[
+            "restore",
+            "-d",
+            "--bundle",
+            &bundle,
+            "--image-path",
+            &path,
+            &id,
+        ],
+        Stdio::null(),
+    )?;
+    box_.counts()?;
+    ensure!(box_.count() > counted, "the count began anew");
+    // And what runc restored, whose masks are the host's device now, once more.
+    let again = box_.images("again");
+    box_.checkpoint(&again)?;
+    box_.restore(&again)?;
+    box_.delete()
+}
+
+pub(super) fn checkpointed_by_runc() -> Outcome {
+    let mut box_ = Fixture::new("from-runc")?;
+    box_.start()?;
+    let images = box_.images("images");
+    let path = images.path().display().to_string();
+    box_.runc(&["checkpoint", "--image-path", &path, &box_.id])?;
+    box_.reap();
+    box_.is_gone()?;
+    let counted = box_.count();
+    box_.restore(&images)?;
+    ensure!(box_.count() > counted, "the count began anew");
+    let link = box_.runc(&["exec", &box_.id, "/bin/ip", "link", "show", "lo"])?;
+    ensure!(
+        link.contains("UP"),
+        "the loopback interface is down: {link}"
+    );
+    // runc can checkpoint by the record that we have made from the bundle.
+    let again = box_.images("again");
+    let path = again.path().display().to_string();
+    box_.runc(&["checkpoint", "--image-path", &path, &box_.id])?;
+    box_.reap();
+    box_.restore(&again)?;
+    box_.delete()
+}
+
+pub(super) fn everything() -> Outcome {
+    let outside = tempfile::tempdir().map_err(text)?;
+    fs::write(outside.path().join("file"), "from outside").map_err(text)?;
+    fs::create_dir_all(outside.path().join("tree/inner")).map_err(text)?;
+    let ran = outside.path().join("ran");
+    let hook = outside.path().join("hook");
+    fs::write(
+        &hook,
+        format!(
+            "#!/bin/busybox sh\ncat > {0}.$1.new; mv {0}.$1.new {0}.$1\n",
+            ran.display()
+        ),
+    )
+    .map_err(text)?;
+    fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .map_err(text)?;
+    let at = |name: &str| outside.path().join(name).display().to_string();
+    // A file system within the tree, which a recursive bind brings along.
+    let tmpfs = at("tree/inner");
+    nix::mount::mount(
+        Some("inner"),
+        tmpfs.as_str(),
+        Some("tmpfs"),
+        nix::mount::MsFlags::empty(),
+        None::<&str>,
+    )
+    .map_err(text)?;
+    let result = with_everything(outside.path(), &hook, &ran);
+    nix::mount::umount2(tmpfs.as_str(), nix::mount::MntFlags::MNT_DETACH).map_err(text)?;
+    result
+}
+
+fn with_everything(outside: &Path, hook: &Path, ran: &Path) -> Outcome {
+    let at = |name: &str| outside.join(name).display().to_string();
+    fs::write(outside.join("tree/inner/deep"), "deep").map_err(text)?;
+    let mut box_ = Fixture::with("all", |config| {
+        let mounts = config["mounts"].as_array_mut().expect("mounts");
+        mounts.push(
+            json!({"destination": "/var/run/file", "type": "none", "source": at("file"),
+            "options": ["bind", "ro"]}),
+        );
+        mounts.push(json!({"destination": "/tree", "type": "none", "source": at("tree"), "options": ["rbind"]}));
+        mounts.push(json!({"destination": "/tree/point", "type": "bind", "source": at("file"), "options": ["bind"]}));
+        mounts.push(json!({"destination": "/cache", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]}));
+        config["linux"]["resources"]["pids"] = json!({"limit": 50});
+        config["linux"]["resources"]["memory"] = json!({"limit": 67_108_864});
+        config["linux"]["resources"]["cpu"] = json!({"shares": 512});
+        config["hooks"] = json!({
+            "prestart": [{"path": hook, "args": ["hook", "prestart"]}],
+            "poststop": [{"path": hook, "args": ["hook", "poststop"]}],
+        });
+    })?;
+    // Links in the root file system are the container's, not ours.
+    fs::create_dir_all(box_.rootfs().join("var")).map_err(text)?;
+    fs::create_dir_all(box_.rootfs().join("run")).map_err(text)?;
+    symlink("/run", box_.rootfs().join("var/run")).map_err(text)?;
+    box_.start()?;
+    box_.runc(&["exec", &box_.id, "/bin/sh", "-c", "echo kept > /cache/kept"])?;
+    let updated = box_.runc(&["update", "--pids-limit", "60", &box_.id]);
+    let noted = |name: &str| PathBuf::from(format!("{}.{name}", ran.display()));
+    fs::remove_file(noted("prestart")).map_err(text)?;
+
+    let images = box_.images("images");
+    box_.checkpoint(&images)?;
+    let state: Value =
+        serde_json::from_slice(&fs::read(noted("poststop")).map_err(text)?).map_err(text)?;
+    ensure!(
+        state["status"] == "stopped" && state["id"] == json!(box_.id),
+        "{state}"
+    );
+    // The mount points have to be made again.
+    for point in ["run/file", "tree", "cache"] {
+        let path = box_.rootfs().join(point);
+        let removed = fs::remove_dir(&path).or_else(|_| fs::remove_file(&path));
+        removed.map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    fs::remove_file(outside.join("tree/point")).map_err(text)?;
+    let runc = box_.ours();
+    let plan = runc
+        .restore_plan(&box_.id, &images, box_.bundle())
+        .map_err(whole)?;
+    let plan = serde_json::to_value(&plan).map_err(text)?;
+    ensure!(plan.to_string().contains("mnt[/run/file]:"), "{plan:#}");
+    // A restore that fails takes them away.
+    let hooks = HookTable::new().on(
+        Script::PostRestore,
+        hook_fn(async |_| Ok(Reply::Refuse("a rehearsal".into()))),
+    );
+    let options = RestoreOptions::new().detach(true);
+    let refused = block_on(runc.restore(&criu(), &box_.id, &images, box_.bundle(), hooks, options));
+    ensure!(refused.is_err(), "restored against a refusal");
+    ensure!(
+        !box_.rootfs().join("tree").exists(),
+        "a mount point was left"
+    );
+    ensure!(
+        !outside.join("tree/point").exists(),
+        "a nested mount point was left"
+    );
+    box_.is_gone()?;
+
+    box_.restore(&images)?;
+    ensure!(noted("prestart").exists(), "the prestart hook did not run");
+    for (path, content) in [
+        ("/var/run/file", "from outside"),
+        ("/tree/point", "from outside"),
+        ("/tree/inner/deep", "deep"),
+        ("/cache/kept", "kept\n"),
+    ] {
+        let read = box_.runc(&["exec", &box_.id, "/bin/cat", path])?;
+        ensure!(read == content, "{path}: {read:?}");
+    }
+    let pids = if updated.is_ok() { "60" } else { "50" };
+    let expected: &[_] = match Path::new("/sys/fs/cgroup/memory").exists() {
+        true => &[
+            ("pids.max", pids),
+            ("memory.limit_in_bytes", "67108864"),
+            ("cpu.shares", "512"),
+        ],
+        false => &[("pids.max", pids), ("memory.max", "67108864")],
+    };
+    for (file, value) in expected {
+        let found = groups(&box_.id)
+            .into_iter()
+            .find_map(|group| fs::read_to_string(group.join(file)).ok());
+        ensure!(
+            found.as_deref().map(str::trim) == Some(value),
+            "{file} is {found:?} instead of {value}"
+        );
+    }
+    box_.delete()
+}
+
+pub(super) fn joined_network() -> Outcome {
+    // A namespace is kept by a process in it.
+    let mut keeper = Command::new("/usr/bin/unshare")
+        .args(["--net", "/bin/sleep", "1000"])
+        .spawn()
+        .map_err(text)?;
+    let own = fs::read_link("/proc/self/ns/net").map_err(text)?;
+    let path = format!("/proc/{}/ns/net", keeper.id());
+    let result = until("the keeper has its namespace", || {
+        fs::read_link(&path).is_ok_and(|link| link != own)
+    })
+    .and_then(|()| with_joined_network(&path));
+    let _ = keeper.kill();
+    let _ = keeper.wait();
+    result
+}
+
+fn with_joined_network(path: &str) -> Outcome {
+    let mut box_ = Fixture::with("net", |config| {
+        for namespace in config["linux"]["namespaces"]
+            .as_array_mut()
+            .expect("namespaces")
+        {
+            if namespace["type"] == "network" {
+                namespace["path"] = json!(path);
+            }
+        }
+    })?;
+    box_.start()?;
+    let wanted = fs::read_link(path).map_err(text)?;
+    let images = box_.images("images");
+    box_.checkpoint(&images)?;
+    box_.restore(&images)?;
+    let is = fs::read_link(format!("/proc/{}/ns/net", box_.pid()?)).map_err(text)?;
+    ensure!(
+        is == wanted,
+        "{} instead of {}",
+        is.display(),
+        wanted.display()
+    );
+    box_.delete()
+}
+
+pub(super) fn foreground() -> Outcome {
+    let mut box_ = Fixture::with("fore", |config| {
+        config["process"]["args"] =
+            json!(["/bin/sh", "-c", format!("trap 'exit 7' TERM; {COUNT}")]);
+    })?;
+    box_.start()?;
+    let images = box_.images("images");
+    box_.checkpoint(&images)?;
+    let runc = box_.ours();
+    let (id, bundle) = (box_.id.clone(), box_.bundle());
+    block_on(async {
+        let restored = runc
+            .restore(&criu(), &id, &images, &bundle, (), RestoreOptions::new())
+            .await
+            .map_err(whole)?;
+        box_.is_handed_over()?;
+        let root = restored.root.ok_or("no handle of the child")?;
+        ensure!(root.pid() == restored.init.pid, "another process");
+        ensure!(
+            runc.remove(&id).await.is_err(),
+            "a running container was removed"
+        );
+        let stat = fs::read_to_string(format!("/proc/{}/stat", root.pid())).map_err(text)?;
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1));
+        ensure!(
+            parent == Some(&std::process::id().to_string()),
+            "its parent is {parent:?}"
+        );
+        box_.runc(&["kill", &id, "TERM"])?;
+        let exit = tokio::time::timeout(Duration::from_secs(20), root.wait())
+            .await
+            .map_err(text)?
+            .map_err(text)?;
+        ensure!(exit == criu_client::Exit::Status(7), "{exit}");
+        let left = runc.remove(&id).await.map_err(whole)?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })?;
+    box_.is_gone()
+}
+
+pub(super) fn paused() -> Outcome {
+    let mut box_ = Fixture::new("paused")?;
+    box_.start()?;
+    box_.runc(&["pause", &box_.id])?;
+    let images = [box_.images("left"), box_.images("gone")];
+    let options = CheckpointOptions::new().leave_running(true);
+    block_on(
+        box_.ours()
+            .checkpoint(&criu(), &box_.id, &images[0], (), options),
+    )
+    .map_err(whole)?;
+    box_.has_status("paused")?;
+    box_.runc(&["resume", &box_.id])?;
+    box_.counts()?;
+    box_.runc(&["pause", &box_.id])?;
+    box_.checkpoint(&images[1])?;
+    // It comes back running: nobody would know whom to ask to resume it.
+    for images in &images {
+        box_.restore(images)?;
+        box_.delete()?;
+    }
+    Ok(())
+}
+
+pub(super) fn pre_dump() -> Outcome {
+    let mut box_ = Fixture::new("pre")?;
+    box_.start()?;
+    let first = box_.images("first");
+    let tracked = block_on(criu().features()).map_err(text)?.mem_track == Some(true);
+    let result = block_on(box_.ours().pre_dump(
+        &criu(),
+        &box_.id,
+        &first,
+        criu_client::options::PreDumpOptions::new(),
+    ));
+    box_.has_status("running")?;
+    box_.counts()?;
+    match (tracked, result) {
+        (false, Err(error)) => {
+            ensure!(
+                error.to_string().contains("CONFIG_MEM_SOFT_DIRTY"),
+                "{error}"
+            );
+            box_.delete()
+        }
+        (false, Ok(_)) => Err("pre-dumped without memory tracking".into()),
+        (true, result) => {
+            result.map_err(whole)?;
+            let images = box_.images("second");
+            let options = CheckpointOptions::new().parent_path("../first");
+            block_on(
+                box_.ours()
+                    .checkpoint(&criu(), &box_.id, &images, (), options),
+            )
+            .map_err(whole)?;
+            box_.reap();
+            box_.restore(&images)?;
+            box_.delete()
+        }
+    }
+}
