@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     if !arguments.list {
         nix::sys::prctl::set_child_subreaper(true).expect("becoming a subreaper");
+        lead_a_visible_session();
     }
     // tokio keeps two descriptors from the first runtime on, for the whole process.
     support::block_on(async {});
@@ -74,6 +75,14 @@ fn main() -> ExitCode {
         trials.push(trial(name, missing.clone(), test));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A job runner may have started us in a session whose leader is in none of our pid namespaces (its id reads as 0): CRIU
+/// dumps no task of such a session, and what tests start without a session of their own would be one.
+fn lead_a_visible_session() {
+    if nix::unistd::getsid(None).is_ok_and(|leader| leader.as_raw() == 0) {
+        nix::unistd::setsid().expect("a process group leader here has its session leader here");
+    }
 }
 
 /// The end of a process that plays a part in a test.
