@@ -59,19 +59,12 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        // SAFETY: both are system calls that touch no memory of the parent.
+        // SAFETY: setsid is a system call that touches no memory of the parent.
         #[allow(unsafe_code)]
         unsafe {
-            command.pre_exec(move || {
-                libc::close_range(
-                    3,
-                    libc::c_uint::MAX,
-                    libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
-                );
-                match own_session {
-                    true => nix::unistd::setsid().map(drop).map_err(Into::into),
-                    false => Ok(()),
-                }
+            command.pre_exec(move || match own_session {
+                true => nix::unistd::setsid().map(drop).map_err(Into::into),
+                false => Ok(()),
             });
         }
         let mut program = Self(command.spawn().map_err(text)?);

@@ -177,15 +177,10 @@ fn self_dump_killed() -> Outcome {
             &path.display().to_string(),
         ],
     )?;
-    // SAFETY: both are system calls that touch no memory of the parent.
+    // SAFETY: setsid is a system call that touches no memory of the parent.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(|| {
-            libc::close_range(
-                3,
-                libc::c_uint::MAX,
-                libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
-            );
             nix::unistd::setsid()
                 .map(drop)
                 .map_err(std::io::Error::from)

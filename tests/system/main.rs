@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     if !arguments.list {
         nix::sys::prctl::set_child_subreaper(true).expect("becoming a subreaper");
-        lead_a_visible_session();
+        keep_to_ourselves().expect("a session and descriptors of our own");
     }
     // tokio keeps two descriptors from the first runtime on, for the whole process.
     support::block_on(async {});
@@ -77,12 +77,25 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// A job runner may have started us in a session whose leader is in none of our pid namespaces (its id reads as 0): CRIU
-/// dumps no task of such a session, and what tests start without a session of their own would be one.
-fn lead_a_visible_session() {
-    if nix::unistd::getsid(None).is_ok_and(|leader| leader.as_raw() == 0) {
-        nix::unistd::setsid().expect("a process group leader here has its session leader here");
+/// What whoever started us left behind must not reach what the tests start, or CRIU would find it there: open descriptors,
+/// and a session whose leader is in none of our pid namespaces (its id reads as 0).
+fn keep_to_ourselves() -> std::io::Result<()> {
+    // SAFETY: only a flag of the descriptors is changed.
+    #[allow(unsafe_code)]
+    let code = unsafe {
+        libc::close_range(
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
+        )
+    };
+    if code != 0 {
+        return Err(std::io::Error::last_os_error());
     }
+    if nix::unistd::getsid(None)?.as_raw() == 0 {
+        nix::unistd::setsid()?;
+    }
+    Ok(())
 }
 
 /// The end of a process that plays a part in a test.

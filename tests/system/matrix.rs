@@ -298,7 +298,7 @@ fn disturbed_restore(script: &Script, sibling: bool, disturbance: Disturbance) -
             reap_orphans();
             !Path::new(&format!("/proc/{}", victim.pid)).exists()
         })?,
-        _ => victim_is_reaped(&victim),
+        _ => victim_is_reaped(&victim)?,
     }
     traces.unchanged()?;
     // And the same images restore for good now.
@@ -319,11 +319,14 @@ fn disturbed_restore(script: &Script, sibling: bool, disturbance: Disturbance) -
 }
 
 /// Detached tasks that died come to this process, which is a subreaper, and not to init.
-fn victim_is_reaped(victim: &Victim) {
-    let _ = nix::sys::wait::waitpid(
-        nix::unistd::Pid::from_raw(victim.pid),
-        Some(nix::sys::wait::WaitPidFlag::WNOHANG),
-    );
+fn victim_is_reaped(victim: &Victim) -> Outcome {
+    until("the dead root is reaped", || {
+        let _ = nix::sys::wait::waitpid(
+            nix::unistd::Pid::from_raw(victim.pid),
+            Some(nix::sys::wait::WaitPidFlag::WNOHANG),
+        );
+        state(victim.pid).is_none()
+    })
 }
 
 /// Starts another process as the client, lets it hold at `script`, and kills it there.

@@ -255,12 +255,6 @@ impl Spec {
         #[allow(unsafe_code)]
         unsafe {
             command.pre_exec(move || {
-                // What the harness itself was given by whoever started it is not the victim's.
-                libc::close_range(
-                    3,
-                    libc::c_uint::MAX,
-                    libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
-                );
                 nix::unistd::setsid()?;
                 if let Some(network) = &network {
                     nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET)?;
