@@ -19,7 +19,6 @@ mod convert;
 mod dump;
 mod error;
 mod external;
-mod fields;
 mod inherit;
 mod limits;
 mod namespaces;

@@ -4,7 +4,7 @@
 
 use prost::Message;
 
-use super::fields::fields;
+use crate::rpc::fields::fields;
 use crate::rpc::wire;
 use crate::version::Version;
 

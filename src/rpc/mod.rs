@@ -14,10 +14,12 @@
 //! and descriptors and knows no sequence; [`swrk`] and [`service`] provide the other end. The generated types are
 //! private to the crate: what users see are the options, events and reports of the rooms above.
 
+pub(crate) mod fields;
 pub(crate) mod service;
 pub(crate) mod session;
 pub(crate) mod swrk;
 pub(crate) mod transport;
+pub(crate) mod view;
 
 /// The messages of `proto/rpc.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

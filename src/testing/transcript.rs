@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Buf;
 use prost::Message as _;
-use prost::encoding::{WireType, decode_key, decode_varint};
 use serde::{Deserialize, Serialize};
 
 use super::Request;
+use crate::rpc::fields::{self, fields};
+use crate::rpc::view;
 use crate::rpc::wire::{CriuOpts, CriuReq};
 
 /// What came from the client in the course of a script.
@@ -140,7 +140,7 @@ impl Message {
                 .filter(|(_, asked)| *asked == Some(true))
                 .map(|(name, _)| name.to_owned())
                 .collect(),
-            options: field(bytes, OPTS).map(|opts| options(&opts)),
+            options: field(bytes, OPTS).map(options),
             ..plain
         };
         (read, request.opts)
@@ -195,100 +195,18 @@ pub struct ProcessFacts {
 /// The number of `opts` in `criu_req`.
 const OPTS: u32 = 2;
 
-/// A field of `criu_opts`: its number, name, and whether it is a text.
-const OPTIONS: &[(u32, &str, bool)] = &[
-    (1, "images_dir_fd", false),
-    (2, "pid", false),
-    (3, "leave_running", false),
-    (4, "ext_unix_sk", false),
-    (5, "tcp_established", false),
-    (6, "evasive_devices", false),
-    (7, "shell_job", false),
-    (8, "file_locks", false),
-    (9, "log_level", false),
-    (10, "log_file", true),
-    (11, "ps", false),
-    (12, "notify_scripts", false),
-    (13, "root", true),
-    (14, "parent_img", true),
-    (15, "track_mem", false),
-    (16, "auto_dedup", false),
-    (17, "work_dir_fd", false),
-    (18, "link_remap", false),
-    (19, "veths", false),
-    (20, "cpu_cap", false),
-    (21, "force_irmap", false),
-    (22, "exec_cmd", true),
-    (23, "ext_mnt", false),
-    (24, "manage_cgroups", false),
-    (25, "cg_root", false),
-    (26, "rst_sibling", false),
-    (27, "inherit_fd", false),
-    (28, "auto_ext_mnt", false),
-    (29, "ext_sharing", false),
-    (30, "ext_masters", false),
-    (31, "skip_mnt", true),
-    (32, "enable_fs", true),
-    (33, "unix_sk_ino", false),
-    (34, "manage_cgroups_mode", false),
-    (35, "ghost_limit", false),
-    (36, "irmap_scan_paths", true),
-    (37, "external", true),
-    (38, "empty_ns", false),
-    (39, "join_ns", false),
-    (41, "cgroup_props", true),
-    (42, "cgroup_props_file", true),
-    (43, "cgroup_dump_controller", true),
-    (44, "freeze_cgroup", true),
-    (45, "timeout", false),
-    (46, "tcp_skip_in_flight", false),
-    (47, "weak_sysctls", false),
-    (48, "lazy_pages", false),
-    (49, "status_fd", false),
-    (50, "orphan_pts_master", false),
-    (51, "config_file", true),
-    (52, "tcp_close", false),
-    (53, "lsm_profile", true),
-    (54, "tls_cacert", true),
-    (55, "tls_cacrl", true),
-    (56, "tls_cert", true),
-    (57, "tls_key", true),
-    (58, "tls", false),
-    (59, "tls_no_cn_verify", false),
-    (60, "cgroup_yard", true),
-    (61, "pre_dump_mode", false),
-    (62, "pidfd_store_sk", false),
-    (63, "lsm_mount_context", true),
-    (64, "network_lock", false),
-    (65, "mntns_compat_mode", false),
-    (66, "skip_file_rwx_check", false),
-    (67, "unprivileged", false),
-    (68, "images_dir", true),
-    (69, "leave_stopped", false),
-    (70, "display_stats", false),
-    (71, "log_to_stderr", false),
-    (72, "image_io_mode", false),
-    (73, "compress", false),
-    (74, "compress_acceleration", false),
-    (75, "compress_block_size", false),
-    (76, "decompress_threads", false),
-    (77, "plugin_options", true),
-    (78, "stream", false),
-];
-
 fn options(encoded: &[u8]) -> BTreeMap<String, Vec<Value>> {
     let mut options: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    for (number, raw) in fields(encoded) {
-        let known = OPTIONS.iter().find(|(known, ..)| *known == number);
-        let name = known.map_or_else(|| number.to_string(), |(_, name, _)| (*name).to_owned());
-        let is_text = known.is_some_and(|(.., is_text)| *is_text);
-        let value = match raw {
-            Raw::Number(number) => Value::Number(number.cast_signed()),
-            Raw::Bytes(bytes) if is_text => match String::from_utf8(bytes) {
-                Ok(text) => Value::Text(text),
-                Err(error) => Value::Bytes(error.into_bytes()),
+    for field in fields(encoded).unwrap_or_default() {
+        let known = view::CRIU_OPTS.field(field.number);
+        let name = known.map_or_else(|| field.number.to_string(), |known| known.name.to_owned());
+        let is_text = known.is_some_and(|known| matches!(known.kind, view::Kind::Text));
+        let value = match field.value {
+            fields::Value::Number(number) => Value::Number(number.cast_signed()),
+            fields::Value::Bytes(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) if is_text => Value::Text(text.to_owned()),
+                _ => Value::Bytes(bytes.to_owned()),
             },
-            Raw::Bytes(bytes) => Value::Bytes(bytes),
         };
         options.entry(name).or_default().push(value);
     }
@@ -296,69 +214,19 @@ fn options(encoded: &[u8]) -> BTreeMap<String, Vec<Value>> {
 }
 
 /// The last occurrence of a field that is a message.
-fn field(encoded: &[u8], wanted: u32) -> Option<Vec<u8>> {
-    fields(encoded)
-        .filter_map(|(number, raw)| match raw {
-            Raw::Bytes(bytes) if number == wanted => Some(bytes),
-            _ => None,
+fn field(encoded: &[u8], wanted: u32) -> Option<&[u8]> {
+    let found = fields(encoded).ok()?.into_iter().rev();
+    found
+        .filter(|field| field.number == wanted)
+        .find_map(|field| match field.value {
+            fields::Value::Bytes(bytes) => Some(bytes),
+            fields::Value::Number(_) => None,
         })
-        .last()
-}
-
-enum Raw {
-    Number(u64),
-    Bytes(Vec<u8>),
-}
-
-/// The fields of an encoded message, up to the first that is cut short.
-fn fields(mut encoded: &[u8]) -> impl Iterator<Item = (u32, Raw)> {
-    std::iter::from_fn(move || {
-        let (number, wire_type) = decode_key(&mut encoded).ok()?;
-        let raw = match wire_type {
-            WireType::Varint => Raw::Number(decode_varint(&mut encoded).ok()?),
-            WireType::SixtyFourBit => Raw::Number(encoded.try_get_u64_le().ok()?),
-            WireType::ThirtyTwoBit => Raw::Number(encoded.try_get_u32_le().ok()?.into()),
-            WireType::LengthDelimited => {
-                let length = usize::try_from(decode_varint(&mut encoded).ok()?).ok()?;
-                let (bytes, rest) = encoded.split_at_checked(length)?;
-                encoded = rest;
-                Raw::Bytes(bytes.to_vec())
-            }
-            WireType::StartGroup | WireType::EndGroup => return None,
-        };
-        Some((number, raw))
-    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The table against `proto/rpc.proto` itself, name by name.
-    #[test]
-    fn every_option_has_its_name() {
-        let files = protox::compile(["proto/rpc.proto"], ["proto"]).unwrap();
-        let opts = files.file[0]
-            .message_type
-            .iter()
-            .find(|message| message.name() == "criu_opts")
-            .unwrap();
-        let text = prost_types::field_descriptor_proto::Type::String;
-        let expected: Vec<(u32, &str, bool)> = opts
-            .field
-            .iter()
-            .map(|field| {
-                (
-                    field.number().cast_unsigned(),
-                    field.name(),
-                    field.r#type() == text,
-                )
-            })
-            .collect();
-        let mut sorted = expected;
-        sorted.sort();
-        assert_eq!(sorted, OPTIONS);
-    }
 
     #[test]
     fn a_request_is_taken_apart() {

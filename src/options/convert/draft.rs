@@ -6,7 +6,8 @@ use prost::Message;
 
 use super::Prepared;
 use crate::options::error::InvalidOption;
-use crate::options::fields::fields;
+use crate::rpc::fields::fields;
+use crate::rpc::view::CRIU_OPTS;
 use crate::rpc::wire;
 
 /// A message in the making, and the descriptors it speaks of.
@@ -59,15 +60,6 @@ impl Draft {
     }
 }
 
-/// The largest field number of `criu_opts` that the generated code knows.
-const LAST_FIELD: u32 = 78;
-/// A number below it that no release has used.
-const HOLE: u32 = 40;
-
-pub(in crate::options) const fn is_known(number: u32) -> bool {
-    number >= 1 && number <= LAST_FIELD && number != HOLE
-}
-
 /// Merges encoded options over `opts` and returns those that the generated code would drop.
 fn merge(opts: &mut wire::CriuOpts, extra: &[u8]) -> Result<Vec<u8>, InvalidOption> {
     let shown = || format!("{} bytes", extra.len());
@@ -82,7 +74,7 @@ fn merge(opts: &mut wire::CriuOpts, extra: &[u8]) -> Result<Vec<u8>, InvalidOpti
 
     let mut unknown = Vec::new();
     for field in fields(extra).map_err(|_| undecodable())? {
-        if !is_known(field.number) {
+        if CRIU_OPTS.field(field.number).is_none() {
             unknown.extend_from_slice(field.bytes);
         }
     }

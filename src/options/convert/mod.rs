@@ -23,8 +23,6 @@ use super::values::Leave;
 use crate::rpc::wire;
 
 pub(crate) use draft::encode_request;
-#[cfg(test)]
-pub(super) use draft::is_known;
 
 /// Options that were checked and can be sent.
 pub(crate) struct Prepared {
