@@ -44,6 +44,7 @@ mod criu;
 pub mod diagnosis;
 mod error;
 pub mod image;
+pub mod interpose;
 pub mod notify;
 pub mod options;
 mod rpc;

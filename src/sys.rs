@@ -228,6 +228,84 @@ fn check(code: libc::c_int) -> io::Result<()> {
     }
 }
 
+/// Which of the two processes a fork has left us in.
+pub(crate) enum Forked {
+    Child,
+    Parent(Pid),
+}
+
+/// Forks this process, which must have no thread but this one: only then does the child find every lock free and may go on
+/// as any program does.
+pub(crate) fn fork_alone() -> io::Result<Forked> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other(format!(
+            "this process has {threads} threads and must have one"
+        )));
+    }
+    // SAFETY: there is no other thread, so the child has all that the parent has.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        child => Pid::from_raw(child)
+            .map(Forked::Parent)
+            .ok_or_else(|| io::Error::other("fork returned no pid")),
+    }
+}
+
+/// Ends this process at once: nothing that the parent of a fork has left to be done is done twice.
+pub(crate) fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit takes no pointer and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Takes over an inherited descriptor by its number, close-on-exec from now on.
+///
+/// Whoever calls this says that nothing else in this process uses the number.
+pub(crate) fn take_inherited(number: i32) -> io::Result<OwnedFd> {
+    if number < FIRST_INHERITED {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: checked to be open by the call below, before anything relies on it; the caller has it to itself.
+    let fd = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(number) };
+    if let Err(error) = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC) {
+        // Not open: there is nothing to close.
+        std::mem::forget(fd);
+        return Err(error.into());
+    }
+    Ok(fd)
+}
+
+/// Makes `number` another descriptor of what `fd` is, inherited by programs that are executed. What it was is closed.
+pub(crate) fn inherit_as(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: the caller gives up what `number` was; descriptors are numbers to the kernel.
+    match unsafe { libc::dup3(fd.as_raw_fd(), number, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Closes every descriptor from 3 on but those of `kept`. Values that own another one must not be used or dropped any more:
+/// this is for a process that was forked to do one thing.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept
+        .iter()
+        .map(|fd| fd.as_raw_fd().unsigned_abs())
+        .collect();
+    kept.sort_unstable();
+    let mut first = FIRST_INHERITED.unsigned_abs();
+    for number in kept.into_iter().chain([u32::MAX]) {
+        if number > first {
+            // SAFETY: the caller uses none of these any more.
+            if unsafe { libc::close_range(first, number - 1, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        first = number.saturating_add(1);
+    }
+    Ok(())
+}
+
 /// A pidfd that a tokio task can wait on. Must be made within a runtime.
 pub(crate) struct ExitWatch(AsyncFd<OwnedFd>);
 

@@ -1,15 +1,10 @@
 //! One operation, from the request to the reaped worker.
 
-use std::future::Future;
 use std::marker::PhantomData;
-use std::panic::AssertUnwindSafe;
-use std::pin::pin;
-use std::task::Poll;
-use std::time::Duration;
 
 use super::running::{Held, Running, Trouble, conclude};
 use crate::error::{Error, HookFailure, Result};
-use crate::notify::{HookError, Hooks, Notify, Reply};
+use crate::notify::{HookError, Hooks, Notify, Reply, guard};
 use crate::options::ExternalOnDump;
 use crate::rpc::swrk::Worker;
 
@@ -164,30 +159,18 @@ impl Answer<'_> {
     }
 
     async fn ask(self, hooks: &mut impl Hooks, notify: Notify) {
-        let limit = self.running.limits.hook;
         let deadline = self.running.deadline;
-        // Within the guard too: a hook may panic where it makes its future.
-        let hook = guarded(async { hooks.notify(notify).await });
-        let hook = async {
-            match limit {
-                Some(limit) => tokio::time::timeout(limit, hook)
-                    .await
-                    .unwrap_or(Outcome::TimedOut(limit)),
-                None => hook.await,
-            }
-        };
+        let asked = guard::ask(hooks, notify, self.running.limits.hook);
         let outcome = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), hook)
-                .await
-                .unwrap_or(Outcome::OperationTimedOut),
-            None => hook.await,
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), asked).await {
+                Ok(outcome) => outcome,
+                Err(_) => return self.running.out_of_time(),
+            },
+            None => asked.await,
         };
         match outcome {
-            Outcome::Replied(Ok(reply)) => self.reply(reply).await,
-            Outcome::Replied(Err(error)) => self.fail(HookFailure::Failed, Some(error)).await,
-            Outcome::Panicked(message) => self.fail(HookFailure::Panicked(message), None).await,
-            Outcome::TimedOut(limit) => self.fail(HookFailure::TimedOut(limit), None).await,
-            Outcome::OperationTimedOut => self.running.out_of_time(),
+            Ok(reply) => self.reply(reply).await,
+            Err((failure, source)) => self.fail(failure, source).await,
         }
     }
 }
@@ -196,32 +179,4 @@ impl Drop for Answer<'_> {
     fn drop(&mut self) {
         self.running.answer_dropped = self.running.asked.is_some();
     }
-}
-
-enum Outcome {
-    Replied(Result<Reply, HookError>),
-    Panicked(String),
-    TimedOut(Duration),
-    OperationTimedOut,
-}
-
-/// Runs a hook so that its panic becomes a value.
-async fn guarded(hook: impl Future<Output = Result<Reply, HookError>>) -> Outcome {
-    let mut hook = pin!(hook);
-    std::future::poll_fn(|context| {
-        match std::panic::catch_unwind(AssertUnwindSafe(|| hook.as_mut().poll(context))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(reply)) => Poll::Ready(Outcome::Replied(reply)),
-            Err(panic) => {
-                let message = panic
-                    .downcast_ref::<&str>()
-                    .map(ToString::to_string)
-                    .or_else(|| panic.downcast_ref::<String>().cloned());
-                Poll::Ready(Outcome::Panicked(
-                    message.unwrap_or_else(|| "(no message)".into()),
-                ))
-            }
-        }
-    })
-    .await
 }

@@ -29,6 +29,7 @@
 //! have no callbacks. A failed restore sends none to say so.
 
 mod adapters;
+pub(crate) mod guard;
 
 use std::borrow::Cow;
 use std::fmt;

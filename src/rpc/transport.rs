@@ -71,6 +71,18 @@ impl Socket {
         receive_now(self.inner.as_fd()).ok().flatten()
     }
 
+    /// Completes when the peer has hung up with nothing of it left to be read. Cancel safe; takes nothing.
+    pub(crate) async fn hung_up(&self) {
+        let peeked = self
+            .inner
+            .async_io(Interest::READABLE, || Ok(peek_length(self.inner.as_fd())?))
+            .await;
+        if matches!(peeked, Ok(1..)) {
+            // It is there for as long as nobody reads it.
+            std::future::pending().await
+        }
+    }
+
     /// Sends one datagram. Cancel safe: it is sent whole or not at all.
     pub(crate) async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         make_room(self.inner.as_fd(), bytes.len());
