@@ -158,6 +158,20 @@ impl Failure {
         }
     }
 
+    /// It and its causes in one line.
+    pub(super) fn summary(&self) -> String {
+        let (message, causes) = match self {
+            Self::Own(own) => (own.message.clone(), own.chain()),
+            Self::Criu(error) => (error.to_string(), chain(StdError::source(error))),
+            Self::Container(error) => (error.to_string(), chain(StdError::source(error))),
+        };
+        [message]
+            .into_iter()
+            .chain(causes)
+            .collect::<Vec<_>>()
+            .join(": ")
+    }
+
     /// Tells it: one document, or text on standard error.
     pub(super) fn report(&self, output: &Output) -> ExitCode {
         match output.format {

@@ -11,6 +11,7 @@ mod explain;
 mod failure;
 mod features;
 mod hooks;
+mod interpose;
 mod man;
 mod options;
 mod output;
@@ -21,6 +22,7 @@ mod restore_args;
 mod runc;
 mod signals;
 mod target;
+mod trace;
 mod values;
 mod version;
 
@@ -114,6 +116,8 @@ enum Verb {
     Checkpoint(Box<checkpoint_args::Checkpoint>),
     Restore(Box<restore_args::Restore>),
     PageServer(Box<page_server::PageServerArgs>),
+    Trace(Box<trace::Trace>),
+    Interpose(Box<interpose::Interpose>),
     Explain(explain::Explain),
     Completions(completions::Completions),
     Man(man::Man),
@@ -174,6 +178,10 @@ impl Context {
 
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
+    // Before anything else: as CRIU, this program must have done nothing yet.
+    if let Some(status) = interpose::run_if_started_as_criu() {
+        return status;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return unparsed(&error),
@@ -215,6 +223,8 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Checkpoint(checkpoint) => checkpoint::run(context, &checkpoint).await,
         Verb::Restore(restore) => restore::run(context, &restore).await,
         Verb::PageServer(page_server) => page_server::run(context, &page_server).await,
+        Verb::Trace(trace) => trace::run(context, &trace).await,
+        Verb::Interpose(interpose) => interpose::run(context, &interpose).await,
         Verb::Explain(_) | Verb::Completions(_) | Verb::Man(_) => Ok(ExitCode::SUCCESS),
     }
 }

@@ -196,6 +196,7 @@ pub fn take(program: &Path, line: &CommandLine) -> Result<Listener, PlaceError> 
             match become_criu(program, line)? {}
         }
         Forked::Child => {
+            drop(ours);
             let _ = setsid();
             if let Ok(Forked::Child) = sys::fork_alone() {
                 guarded(engine, listeners, pidfd, own, program, line)

@@ -69,7 +69,9 @@ impl Header {
     }
 }
 
-pub(super) fn micros_since_epoch() -> u64 {
+/// Now, in microseconds since the epoch.
+#[must_use]
+pub fn micros_since_epoch() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |now| u64::try_from(now.as_micros()).unwrap_or(u64::MAX))
 }
@@ -174,7 +176,7 @@ pub enum Event {
 }
 
 /// One of the two that talk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
     /// The client: an engine, or a program that uses a CRIU library.
