@@ -3,6 +3,7 @@
 mod cli;
 mod harness;
 mod hooks;
+mod interpose;
 mod lifecycle;
 mod page_server;
 mod property;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         protocol::CASES,
         page_server::CASES,
         hooks::CASES,
+        interpose::CASES,
         lifecycle::CASES,
         worker::CASES,
         property::CASES,
