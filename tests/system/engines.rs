@@ -1,6 +1,7 @@
 //! Container engines as they are, each with all that it keeps in a directory of its own: how they checkpoint and restore by
 //! themselves is what everything else is compared with.
 
+mod cgroups;
 mod docker;
 mod ground;
 mod podman;

@@ -3,12 +3,11 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
+use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -382,82 +381,4 @@ pub(super) fn mentioning(words: &str) -> Vec<i32> {
                 .is_ok_and(|line| String::from_utf8_lossy(&line).contains(words))
         })
         .collect()
-}
-
-/// crun wants all controllers in hierarchies of version 1 or all in that of version 2. Where both are in use, those of
-/// version 2 are mounted as hierarchies of version 1 for as long as somebody has this.
-pub(super) struct OneVersion {
-    mounted: Vec<PathBuf>,
-}
-
-impl OneVersion {
-    pub(super) fn of_cgroups() -> Result<Arc<Self>, String> {
-        static SHARED: Mutex<Weak<OneVersion>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().map_err(text)?;
-        if let Some(present) = shared.upgrade() {
-            return Ok(present);
-        }
-        let mut one = Self {
-            mounted: Vec::new(),
-        };
-        for controller in unified_controllers() {
-            let directory = Path::new("/sys/fs/cgroup").join(&controller);
-            fs::create_dir_all(&directory).map_err(text)?;
-            one.mounted.push(directory.clone());
-            let mut refusal = None;
-            // Not as long as there is a group in the other hierarchy, be it one that is on its way out.
-            until("the controller can be mounted", || {
-                refusal = mount(
-                    Some("cgroup"),
-                    &directory,
-                    Some("cgroup"),
-                    MsFlags::empty(),
-                    Some(controller.as_str()),
-                )
-                .err();
-                refusal.is_none()
-            })
-            .map_err(|error| format!("{error}: {controller}: {refusal:?}"))?;
-        }
-        let one = Arc::new(one);
-        *shared = Arc::downgrade(&one);
-        Ok(one)
-    }
-}
-
-impl Drop for OneVersion {
-    fn drop(&mut self) {
-        for directory in &self.mounted {
-            let name = directory.file_name().unwrap_or_default().to_string_lossy();
-            // The hierarchy would stay, unmounted, for the sake of a group that is on its way out.
-            let _ = until("the groups are gone", || groups_of(&name) <= 1);
-            let _ = umount(directory);
-            let _ = fs::remove_dir(directory);
-            // A moment later.
-            let _ = until("the controller is back", || {
-                unified_controllers().iter().any(|back| *back == name)
-            });
-        }
-    }
-}
-
-/// Controllers in the hierarchy of version 2 that is mounted beside those of version 1, if one is.
-fn unified_controllers() -> Vec<String> {
-    let controllers = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers");
-    controllers
-        .unwrap_or_default()
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect()
-}
-
-/// How many groups the hierarchy of a controller has.
-fn groups_of(controller: &str) -> u32 {
-    let table = fs::read_to_string("/proc/cgroups").unwrap_or_default();
-    table
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|fields| fields.first() == Some(&controller))
-        .and_then(|fields| fields.get(2)?.parse().ok())
-        .unwrap_or(0)
 }

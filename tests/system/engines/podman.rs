@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::ground::{COUNTER, Environment, Ground, OneVersion};
+use super::cgroups::OneVersion;
+use super::ground::{COUNTER, Environment, Ground};
 use super::runtime::Program;
 use super::{Engine, Status};
 use crate::support::{Outcome, reap_orphans, text, until, with_argument};

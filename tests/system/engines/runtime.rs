@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::ground::{COUNTER, Environment, Ground, OneVersion};
+use super::cgroups::OneVersion;
+use super::ground::{COUNTER, Environment, Ground};
 use super::{Engine, Status};
 use crate::support::{Outcome, ensure, reap_orphans, text, until};
 
