@@ -4,6 +4,7 @@ mod causes;
 mod contain;
 mod core;
 mod cpuinfo;
+mod engines;
 mod hardship;
 mod hosts;
 mod image_protos;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         causes::tests(),
         netlock::tests(),
         runc,
+        engines::tests(),
         matrix::tests(),
     ];
     for (name, test) in lists.into_iter().flatten() {
