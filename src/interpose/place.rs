@@ -223,22 +223,27 @@ fn guarded(
     }
     match sys::fork_alone() {
         Ok(Forked::Child) => match hand_over(&parent) {
-            Ok(socket) => Ok(Listener {
-                engine,
-                criu: socket,
-                pid: criu.as_raw_nonzero().get(),
-                program: program.to_owned(),
-                arguments: line
-                    .arguments
-                    .iter()
-                    .map(|argument| argument.to_string_lossy().into_owned())
-                    .collect(),
-            }),
+            Ok(socket) => {
+                // For those who look at a list of processes.
+                let _ = rustix::thread::set_name(c"criu-listener");
+                Ok(Listener {
+                    engine,
+                    criu: socket,
+                    pid: criu.as_raw_nonzero().get(),
+                    program: program.to_owned(),
+                    arguments: line
+                        .arguments
+                        .iter()
+                        .map(|argument| argument.to_string_lossy().into_owned())
+                        .collect(),
+                })
+            }
             // The process that is to become CRIU sees the connection end, and tells.
             Err(_) => sys::exit_now(1),
         },
         Ok(Forked::Parent(listener)) => {
             drop((engine, parent));
+            let _ = rustix::thread::set_name(c"criu-guard");
             guard(listener, pidfd.as_fd());
             sys::exit_now(0)
         }

@@ -24,6 +24,9 @@ const DESCRIPTORS_AT_MOST: usize = 253;
 /// What a send buffer holds by default; larger messages need a larger buffer first.
 const DEFAULT_SEND_BUFFER: usize = 160 * 1024;
 
+/// How long the last words of a process that has ended may still be on their way: somebody may be listening in between.
+const ON_THEIR_WAY: Duration = Duration::from_millis(500);
+
 /// One message and the descriptors that came with it.
 #[derive(Debug)]
 pub(crate) struct Datagram {
@@ -66,9 +69,12 @@ impl Socket {
             .await
     }
 
-    /// The next datagram if it is here already; `None` when it is not, or the peer has hung up.
-    pub(crate) fn receive_queued(&self) -> Option<Datagram> {
-        receive_now(self.inner.as_fd()).ok().flatten()
+    /// The last words of a peer that has ended; `None` when it has left none. Forks of it can hold its end of the socket open,
+    /// so that there is no hang-up to wait for.
+    pub(crate) async fn receive_last(&self) -> io::Result<Option<Datagram>> {
+        tokio::time::timeout(ON_THEIR_WAY, self.receive())
+            .await
+            .unwrap_or(Ok(None))
     }
 
     /// Completes when the peer has hung up with nothing of it left to be read. Cancel safe; takes nothing.
@@ -124,10 +130,13 @@ impl BlockingSocket {
                 return Err(io::ErrorKind::TimedOut.into());
             };
             match receive_now(self.0.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready == 0 => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if ready != 0 {
-                        return Ok(None);
-                    }
+                    let last = deadline.min(Instant::now() + ON_THEIR_WAY);
+                    return match wait_readable(self.0.as_fd(), last)? {
+                        true => receive_now(self.0.as_fd()),
+                        false => Ok(None),
+                    };
                 }
                 result => return result,
             }

@@ -422,7 +422,10 @@ async fn an_amendment_that_does_not_fit_refuses() {
         })
     });
     let error = not_passed(interposer).await;
-    assert!(error.criu_message().unwrap().contains("restore"), "{error:?}");
+    assert!(
+        error.criu_message().unwrap().contains("restore"),
+        "{error:?}"
+    );
 }
 
 async fn an_amendment_that_criu_would_ignore_refuses() {

@@ -84,7 +84,7 @@ impl Status {
         })
     }
 
-    fn is_running(&self) -> Outcome {
+    pub(crate) fn is_running(&self) -> Outcome {
         ensure!(
             self.word == "running" && self.pid > 0,
             "{}, process {}: {}",
@@ -97,12 +97,12 @@ impl Status {
 }
 
 /// An engine and how to make it.
-type Maker = (
+pub(crate) type Maker = (
     &'static str,
     fn(Environment) -> Result<Box<dyn Engine>, String>,
 );
 
-const ENGINES: [Maker; 5] = [
+pub(crate) const ENGINES: [Maker; 5] = [
     ("runc", |environment| {
         Ok(Box::new(Runtime::new(Program::Runc, environment)?))
     }),
@@ -137,7 +137,7 @@ pub(crate) fn tests() -> Tests {
 }
 
 /// Runs a test with an engine, of which nothing may be left.
-fn with_engine(
+pub(crate) fn with_engine(
     (_, make): Maker,
     environment: Environment,
     test: impl FnOnce(&mut dyn Engine) -> Outcome,

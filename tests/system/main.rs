@@ -8,6 +8,7 @@ mod engines;
 mod hardship;
 mod hosts;
 mod image_protos;
+mod interposed;
 mod kept;
 mod live_causes;
 mod matrix;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Some("--victim") => roles::be_a_victim(&arguments[2..]),
         Some("--contain") => return part(contain::contain(&arguments[2..])),
         Some("--host") => return part(hosts::be_a_host(&arguments[2..])),
+        Some("--lazy-engine") => return part(interposed::be_a_lazy_engine(&arguments[2..])),
         Some("--client") => return part(matrix::be_a_client(&arguments[2..])),
         _ => {}
     }
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         runc,
         engines::tests(),
         matrix::tests(),
+        interposed::tests(),
     ];
     for (name, test) in lists.into_iter().flatten() {
         trials.push(trial(name, missing.clone(), test));

@@ -136,7 +136,7 @@ impl Ground {
         format!("{}:/data", self.text("data"))
     }
 
-    pub(super) fn command(&self, invocation: &[String]) -> Result<Command, String> {
+    pub(crate) fn command(&self, invocation: &[String]) -> Result<Command, String> {
         let (program, arguments) = invocation.split_first().ok_or("no program")?;
         let mut command = Command::new(program);
         // What the user of this machine has set for the engines is not for the tests'.
@@ -172,7 +172,7 @@ impl Ground {
     }
 
     /// The same of a command that has its output somewhere else.
-    pub(super) fn finish_silently(&self, mut command: Command) -> Outcome {
+    pub(crate) fn finish_silently(&self, mut command: Command) -> Outcome {
         let status = within(&mut command, PATIENCE * 3)?;
         ensure!(status.success(), "{}: {status}", line(&command));
         Ok(())
@@ -183,7 +183,7 @@ impl Ground {
         self.traces().members().is_empty()
     }
 
-    pub(super) fn count(&self) -> Option<Count> {
+    pub(crate) fn count(&self) -> Option<Count> {
         let line = fs::read_to_string(self.path("data/count")).ok()?;
         let (run, number) = line.split_once(' ')?;
         Some(Count {
@@ -193,7 +193,7 @@ impl Ground {
     }
 
     /// Counts, and has not begun anew since `count`.
-    pub(super) fn goes_on_from(&self, count: &Count) -> Outcome {
+    pub(crate) fn goes_on_from(&self, count: &Count) -> Outcome {
         let goes_on = until("the count goes on", || {
             self.count()
                 .is_some_and(|now| now.run == count.run && now.number > count.number + 1)
@@ -202,14 +202,14 @@ impl Ground {
     }
 
     /// Counts.
-    pub(super) fn counts(&self) -> Outcome {
+    pub(crate) fn counts(&self) -> Outcome {
         until("the counter starts", || self.count().is_some())?;
         let count = self.count().ok_or("the count has vanished")?;
         self.goes_on_from(&count)
     }
 
     /// Does not count.
-    pub(super) fn stands_still(&self) -> Result<Count, String> {
+    pub(crate) fn stands_still(&self) -> Result<Count, String> {
         let before = self.count();
         std::thread::sleep(Duration::from_millis(100));
         let after = self.count();
