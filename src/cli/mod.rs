@@ -15,6 +15,7 @@ mod man;
 mod options;
 mod output;
 mod page_server;
+mod replay;
 mod report;
 mod restore;
 mod restore_args;
@@ -115,6 +116,7 @@ enum Verb {
     Restore(Box<restore_args::Restore>),
     PageServer(Box<page_server::PageServerArgs>),
     Explain(explain::Explain),
+    Replay(replay::ReplayArgs),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -215,6 +217,7 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Checkpoint(checkpoint) => checkpoint::run(context, &checkpoint).await,
         Verb::Restore(restore) => restore::run(context, &restore).await,
         Verb::PageServer(page_server) => page_server::run(context, &page_server).await,
+        Verb::Replay(replay) => replay::run(context, &replay).await,
         Verb::Explain(_) | Verb::Completions(_) | Verb::Man(_) => Ok(ExitCode::SUCCESS),
     }
 }

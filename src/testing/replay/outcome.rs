@@ -36,6 +36,16 @@ impl Replayed {
     }
 }
 
+/// Of a single connection, with no word on other sessions.
+impl From<Outcome> for Replayed {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcomes: vec![outcome],
+            unplayed: Vec::new(),
+        }
+    }
+}
+
 /// What came of one connection.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
