@@ -148,12 +148,13 @@ pub(super) async fn run(context: &Context, replay: &ReplayArgs) -> Result<ExitCo
         return listen(context, recording, path).await;
     }
     let socket = replay.socket()?;
+    let mut status = ExitCode::SUCCESS;
     // Blocks, with nothing beside it. A signal ends this program, as it would end CRIU.
-    let outcome = match &replay.state {
-        Some(state) => recording.play_next(socket, state),
-        None => recording.play(socket),
-    };
-    told(context, outcome.into())
+    recording.play_as_process(socket, replay.state.as_deref(), |outcome| {
+        status = told(context, outcome.clone().into())
+            .unwrap_or_else(|failure| failure.report(&context.output));
+    });
+    Ok(status)
 }
 
 async fn listen(context: &Context, recording: Replay, path: &Path) -> Result<ExitCode, Failure> {

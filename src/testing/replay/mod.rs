@@ -175,18 +175,29 @@ impl Replay {
     /// The socket must be a connected SEQPACKET one. Blocks.
     #[must_use]
     pub fn play(&self, socket: OwnedFd) -> Outcome {
-        self.play_in_turn(socket, &Turn::in_memory(self.settings.first))
+        self.play_in_turn(socket, &Turn::in_memory(self.settings.first), |_| ())
     }
 
-    /// As [`Replay::play`], with the next session that nobody has played who used the same `state`: a file in which
-    /// processes that are started one after another (or at the same time) keep count. It is made when it is missing.
-    #[must_use]
-    pub fn play_next(&self, socket: OwnedFd, state: &Path) -> Outcome {
-        self.play_in_turn(socket, &Turn::in_file(state, self.settings.first))
+    /// As [`Replay::play`], for a process that an engine has started.
+    ///
+    /// With a `state`, it is the next session that nobody has played who used the same: a file in which processes that are
+    /// started one after another (or at the same time) keep count. It is made when it is missing. `tell` gets the outcome
+    /// before the client sees that it is over: some kill their CRIU then.
+    pub fn play_as_process(
+        &self,
+        socket: OwnedFd,
+        state: Option<&Path>,
+        tell: impl FnOnce(&Outcome),
+    ) -> Outcome {
+        let turn = match state {
+            Some(state) => Turn::in_file(state, self.settings.first),
+            None => Turn::in_memory(self.settings.first),
+        };
+        self.play_in_turn(socket, &turn, tell)
     }
 
-    fn play_in_turn(&self, socket: OwnedFd, turn: &Turn) -> Outcome {
-        Player::new(self, socket, turn).play()
+    fn play_in_turn(&self, socket: OwnedFd, turn: &Turn, tell: impl FnOnce(&Outcome)) -> Outcome {
+        Player::new(self, socket, turn).play(tell)
     }
 
     /// Whether the client can be expected to ask for this session: it is skipped otherwise.

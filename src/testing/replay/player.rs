@@ -26,6 +26,8 @@ pub(super) struct Player<'a> {
     /// When what was before happened here, and when in the recording.
     before: Instant,
     recorded_before: u64,
+    /// The client came after the last session, and gets what the scripted peer has for such a one.
+    turns_away: bool,
     outcome: Outcome,
 }
 
@@ -53,15 +55,24 @@ impl<'a> Player<'a> {
             answered: false,
             before: Instant::now(),
             recorded_before: 0,
+            turns_away: false,
             outcome: Outcome::default(),
         }
     }
 
-    pub(super) fn play(mut self) -> Outcome {
+    /// `tell` gets the outcome before the client can know.
+    pub(super) fn play(mut self, tell: impl FnOnce(&Outcome)) -> Outcome {
         match self.run() {
             Ok(()) | Err(End::AsRecorded) => {}
             Err(End::Departed(departure)) => self.outcome.departure = Some(departure),
             Err(End::Problem(problem)) => self.outcome.problem = Some(problem),
+        }
+        tell(&self.outcome);
+        if self.turns_away {
+            // It may have gone.
+            let _ = self
+                .connection
+                .send(&Response::failure(Request::Empty).to_bytes(), 0);
         }
         self.connection.hang_up();
         self.outcome
@@ -272,8 +283,7 @@ impl<'a> Player<'a> {
     }
 
     fn send_away(&mut self, message: &[u8]) -> Result<(), End> {
-        self.connection
-            .send(&Response::failure(Request::Empty).to_bytes(), 0)?;
+        self.turns_away = true;
         Err(End::Departed(Departure {
             session: 0,
             entry: self.replay.recording.entries.len(),

@@ -75,7 +75,7 @@ impl ProgramReplay {
         [OPTION.into(), self.directory.path().into()]
     }
 
-    /// What came of the processes that have ended. One that was killed has left nothing.
+    /// What came of the processes that have come to an end. One that was killed before has left nothing.
     ///
     /// # Errors
     /// When what they have written cannot be read.
@@ -112,9 +112,11 @@ pub(in crate::testing) fn play_program(directory: &Path, socket: &OsStr) -> io::
         settings,
         ..Replay::new(recording)
     };
-    let outcome = replay.play_next(socket, &directory.join(STATE));
-    // One that cannot be written is missed by the one who reads it.
-    let _ = append(&directory.join(OUTCOMES), &outcome);
+    let state = directory.join(STATE);
+    let outcome = replay.play_as_process(socket, Some(&state), |outcome| {
+        // One that cannot be written is missed by the one who reads it.
+        let _ = append(&directory.join(OUTCOMES), outcome);
+    });
     Ok(if outcome.is_whole() { 0 } else { 1 })
 }
 

@@ -106,7 +106,7 @@ impl Service {
         let spawned = std::thread::Builder::new()
             .name("criu-peer".into())
             .spawn(move || {
-                let outcome = playing.replay.play_in_turn(socket, &playing.turn);
+                let outcome = playing.replay.play_in_turn(socket, &playing.turn, |_| ());
                 playing.ended(outcome);
             });
         match spawned {
