@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use criu_client::container;
 use criu_client::diagnosis::Area;
+use criu_client::testing::Departure;
 use criu_client::{Error, ErrorKind, OperationKind, TaskState};
 
 use super::output::{Format, Output, Painter, say};
@@ -63,6 +64,7 @@ pub(super) struct Own {
     source: Option<Box<dyn StdError + Send + Sync>>,
     operation: Option<OperationKind>,
     tasks: Option<TaskState>,
+    departure: Option<Departure>,
 }
 
 impl From<Error> for Failure {
@@ -87,6 +89,7 @@ impl Failure {
             source: None,
             operation: None,
             tasks: None,
+            departure: None,
         }))
     }
 
@@ -120,6 +123,28 @@ impl Failure {
         if let Self::Own(own) = &mut failure {
             own.operation = Some(operation);
             own.tasks = Some(tasks);
+        }
+        failure
+    }
+
+    /// A signal ended what is no operation of CRIU's.
+    pub(super) fn stopped(signal: &str, message: impl std::fmt::Display) -> Self {
+        Self::own(
+            Status::Interrupted,
+            "cancelled",
+            format!("{signal}: {message}"),
+        )
+    }
+
+    /// The client of a replay did otherwise than was recorded.
+    pub(super) fn departed(departure: Departure) -> Self {
+        let mut failure = Self::own(
+            Status::Failed,
+            "departed",
+            format!("the client departed from the recording: {departure}"),
+        );
+        if let Self::Own(own) = &mut failure {
+            own.departure = Some(departure);
         }
         failure
     }
@@ -224,6 +249,8 @@ impl Own {
             operation: Option<OperationKind>,
             #[serde(skip_serializing_if = "Option::is_none")]
             tasks: Option<TaskState>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            departure: Option<&'a Departure>,
         }
         Body {
             code: self.code,
@@ -232,6 +259,7 @@ impl Own {
             hint: self.hint.as_deref(),
             operation: self.operation,
             tasks: self.tasks,
+            departure: self.departure.as_ref(),
         }
     }
 

@@ -16,6 +16,7 @@ mod man;
 mod options;
 mod output;
 mod page_server;
+mod replay;
 mod report;
 mod restore;
 mod restore_args;
@@ -119,6 +120,7 @@ enum Verb {
     Trace(Box<trace::Trace>),
     Interpose(Box<interpose::Interpose>),
     Explain(explain::Explain),
+    Replay(replay::ReplayArgs),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -225,6 +227,7 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::PageServer(page_server) => page_server::run(context, &page_server).await,
         Verb::Trace(trace) => trace::run(context, &trace).await,
         Verb::Interpose(interpose) => interpose::run(context, &interpose).await,
+        Verb::Replay(replay) => replay::run(context, &replay).await,
         Verb::Explain(_) | Verb::Completions(_) | Verb::Man(_) => Ok(ExitCode::SUCCESS),
     }
 }

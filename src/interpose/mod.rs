@@ -33,6 +33,8 @@ mod request;
 mod service;
 
 pub use mask::Mask;
+#[cfg(feature = "testing")]
+pub(crate) use mask::shape;
 pub use proxy::Interposer;
 pub use request::{Amendment, Request, Verdict};
 pub use service::{Client, Service};

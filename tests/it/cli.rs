@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-const VERBS: [&str; 9] = [
+const VERBS: [&str; 10] = [
     "version",
     "check",
     "features",
@@ -20,6 +20,7 @@ const VERBS: [&str; 9] = [
     "restore",
     "page-server",
     "explain",
+    "replay",
     "completions",
     "man",
 ];
@@ -59,7 +60,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-fn criuctl(line: &[&str]) -> Command {
+pub(crate) fn criuctl(line: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_criuctl"));
     command
         .args(line)
@@ -68,20 +69,20 @@ fn criuctl(line: &[&str]) -> Command {
     command
 }
 
-fn run(line: &[&str]) -> Output {
+pub(crate) fn run(line: &[&str]) -> Output {
     criuctl(line).output().unwrap()
 }
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// The one document on standard output.
-fn document(output: &Output) -> Value {
+pub(crate) fn document(output: &Output) -> Value {
     let text = stdout(output);
     assert_eq!(text.lines().count(), 1, "{text}");
     let document: Value = serde_json::from_str(&text).unwrap();
@@ -90,7 +91,7 @@ fn document(output: &Output) -> Value {
 }
 
 /// Fails with this status, says all of `parts` on standard error and nothing on standard output.
-fn fails(line: &[&str], status: i32, parts: &[&str]) {
+pub(crate) fn fails(line: &[&str], status: i32, parts: &[&str]) {
     let output = run(line);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(status), "{line:?}: {said}");

@@ -8,6 +8,7 @@ mod lifecycle;
 mod page_server;
 mod property;
 mod protocol;
+mod replay;
 mod support;
 mod transport;
 mod worker;
@@ -27,6 +28,10 @@ fn main() -> ExitCode {
         lifecycle::CASES,
         worker::CASES,
         property::CASES,
+        replay::CASES,
+        replay::sessions::CASES,
     ];
-    harness::main(&cases, &["worker::"], cli::tests())
+    let mut others = cli::tests();
+    others.extend(replay::command::tests());
+    harness::main(&cases, &["worker::"], others)
 }

@@ -64,10 +64,10 @@ pub(crate) fn tests() -> Tests {
 }
 
 /// A directory that is put first on a PATH.
-struct Stage(tempfile::TempDir);
+pub(crate) struct Stage(tempfile::TempDir);
 
 impl Stage {
-    fn install(options: &[&str]) -> Result<Self, String> {
+    pub(crate) fn install(options: &[&str]) -> Result<Self, String> {
         let stage = Self(tempfile::tempdir().map_err(text)?);
         let mut command = Command::new(CRIUCTL);
         command.args(["interpose", "install"]).arg(stage.path());
@@ -88,32 +88,34 @@ impl Stage {
         self.0.path().join("recordings")
     }
 
-    fn environment(&self) -> Environment {
+    pub(crate) fn environment(&self) -> Environment {
         Environment::first_on_path(self.path())
     }
 
-    /// The sessions that have ended, in the order in which they began.
-    fn sessions(&self) -> Result<Vec<Vec<Event>>, String> {
-        let mut names: Vec<PathBuf> = fs::read_dir(self.recordings())
+    /// The recordings of the sessions, in the order in which they began.
+    pub(crate) fn files(&self) -> Result<Vec<PathBuf>, String> {
+        let mut files: Vec<PathBuf> = fs::read_dir(self.recordings())
             .map_err(text)?
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<_, _>>()
             .map_err(text)?;
-        names.sort();
-        let mut sessions = Vec::new();
-        for name in names {
+        files.sort();
+        Ok(files)
+    }
+
+    /// What happened in each. All of them must have ended.
+    fn sessions(&self) -> Result<Vec<Vec<Event>>, String> {
+        let sessions = self.files()?.into_iter().map(|name| {
             let file = fs::read(&name).map_err(text)?;
             let recording = Recording::read(file.as_slice())
                 .map_err(|error| format!("{}: {error}", name.display()))?;
-            sessions.push(
-                recording
-                    .entries
-                    .into_iter()
-                    .map(|entry| entry.event)
-                    .collect(),
-            );
-        }
-        Ok(sessions)
+            Ok(recording
+                .entries
+                .into_iter()
+                .map(|entry| entry.event)
+                .collect())
+        });
+        sessions.collect()
     }
 
     /// The session of this request, once it has ended.

@@ -15,6 +15,7 @@ mod matrix;
 mod namespaces;
 mod netlock;
 mod pycriu;
+mod recorder;
 mod roles;
 mod rpc_proto;
 mod runc;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Some("--victim") => roles::be_a_victim(&arguments[2..]),
         Some("--contain") => return part(contain::contain(&arguments[2..])),
         Some("--host") => return part(hosts::be_a_host(&arguments[2..])),
+        Some("--record-sessions") => return part(recorder::record_sessions(&arguments[2..])),
         Some("--lazy-engine") => return part(interposed::be_a_lazy_engine(&arguments[2..])),
         Some("--client") => return part(matrix::be_a_client(&arguments[2..])),
         _ => {}
