@@ -8,6 +8,7 @@ mod lifecycle;
 mod page_server;
 mod property;
 mod protocol;
+mod recordings;
 mod replay;
 mod support;
 mod transport;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     let cases = [
         transport::CASES,
         protocol::CASES,
+        recordings::CASES,
         page_server::CASES,
         hooks::CASES,
         interpose::CASES,
