@@ -1,5 +1,6 @@
 //! What listening in adds to an engine's own checkpoint: `runc checkpoint` with and without criuctl first on its PATH, in
 //! turn. Root, runc and a static busybox.
+#![allow(clippy::print_stdout)]
 
 mod support;
 

@@ -426,9 +426,18 @@ pub(crate) fn be_a_lazy_engine(arguments: &[String]) -> Outcome {
             }
         }
         let workers = workers_of(std::process::id());
-        let listener = children_named("criu-guard")
+        let worker = workers.first().copied().ok_or("there is no worker")?;
+        // accept(2) and accept4(2)
+        let accepts = |syscall: String| {
+            ["43 ", "288 "]
+                .iter()
+                .any(|number| syscall.starts_with(number))
+        };
+        until("CRIU waits for a connection", || {
+            fs::read_to_string(format!("/proc/{worker}/syscall")).is_ok_and(accepts)
+        })?;
+        let listener = children_named("criu-listener")
             .into_iter()
-            .flat_map(|guard| children_of(guard))
             .next()
             .ok_or("nobody listens in")?;
         nix::sys::signal::kill(
@@ -438,23 +447,11 @@ pub(crate) fn be_a_lazy_engine(arguments: &[String]) -> Outcome {
         .map_err(text)?;
         // This engine does nothing about its CRIU.
         std::mem::forget(dump);
-        workers
-            .first()
-            .copied()
-            .ok_or_else(|| "there is no worker".to_owned())
+        Ok::<_, String>(worker)
     })?;
     until("the guard has ended CRIU", || {
         state(worker).is_none_or(|state| state == 'Z')
     })
-}
-
-fn children_of(parent: i32) -> Vec<i32> {
-    let path = format!("/proc/{parent}/task/{parent}/children");
-    let children = fs::read_to_string(path).unwrap_or_default();
-    children
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect()
 }
 
 fn children_named(name: &str) -> Vec<i32> {

@@ -285,15 +285,16 @@ pub(crate) fn reap_orphans() {
     }
 }
 
-/// Reaps what has listened in (the guard outlives its listener); false while one of ours does.
+/// Reaps what has listened in, and the guard of a listener that has died; false while one of ours does.
 fn reap_listeners() -> bool {
     let own = std::process::id().to_string();
-    let guards = pids().into_iter().filter(|pid| {
+    let listeners = pids().into_iter().filter(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let (name, rest) = stat.rsplit_once(')').unwrap_or_default();
-        name.ends_with("(criu-guard") && rest.split_whitespace().nth(1) == Some(own.as_str())
+        (name.ends_with("(criu-listener") || name.ends_with("(criu-guard"))
+            && rest.split_whitespace().nth(1) == Some(own.as_str())
     });
-    guards.fold(true, |done, pid| {
+    listeners.fold(true, |done, pid| {
         let pid = nix::unistd::Pid::from_raw(pid);
         let status = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
         done && status.is_ok_and(|status| status != nix::sys::wait::WaitStatus::StillAlive)
