@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-const VERBS: [&str; 10] = [
+const VERBS: [&str; 12] = [
     "version",
     "check",
     "features",
     "checkpoint",
     "restore",
     "page-server",
+    "trace",
+    "interpose",
     "explain",
     "replay",
     "completions",

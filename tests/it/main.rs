@@ -11,6 +11,7 @@ mod protocol;
 mod recordings;
 mod replay;
 mod support;
+mod trace;
 mod transport;
 mod worker;
 
@@ -35,5 +36,6 @@ fn main() -> ExitCode {
     ];
     let mut others = cli::tests();
     others.extend(replay::command::tests());
+    others.extend(trace::tests());
     harness::main(&cases, &["worker::"], others)
 }
