@@ -224,7 +224,6 @@ fn bad_values_are_refused_with_the_value_and_the_remedy() {
         ("--page-server", "0.0.0.0:27", "name the one"),
         ("--external", "mnt[relative]:x", "absolute"),
         ("--external", "disk[1]:x", "mnt"),
-        ("--cpu-cap", "mmx", "fpu"),
         ("--cgroup-root", "cpu", "CONTROLLER:/PATH"),
         ("--empty-ns", "ipc", "write net"),
         ("--plugin-option", "cuda", "PLUGIN.NAME"),

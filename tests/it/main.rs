@@ -1,6 +1,7 @@
 //! The tests that need neither CRIU nor privileges: the command line, and the library against a scripted CRIU.
 
 mod cli;
+mod cli_criu;
 mod harness;
 mod hooks;
 mod lifecycle;
@@ -26,5 +27,12 @@ fn main() -> ExitCode {
         worker::CASES,
         property::CASES,
     ];
-    harness::main(&cases, &["worker::"], cli::tests())
+    harness::main(
+        &cases,
+        &["worker::"],
+        [cli::tests(), cli_criu::tests()]
+            .into_iter()
+            .flatten()
+            .collect(),
+    )
 }

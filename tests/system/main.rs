@@ -9,6 +9,7 @@ mod hosts;
 mod image_protos;
 mod kept;
 mod live_causes;
+mod long_options;
 mod matrix;
 mod namespaces;
 mod netlock;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         image_protos::tests(),
         rpc_proto::tests(),
         causes::tests(),
+        long_options::tests(),
         netlock::tests(),
         runc,
         matrix::tests(),
