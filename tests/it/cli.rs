@@ -374,7 +374,12 @@ fn a_criu_that_is_not_there_is_something_missing() {
     fails(
         &["--service", "/nonexistent/socket", "features"],
         3,
-        &["/nonexistent/socket"],
+        &[
+            "/nonexistent/socket",
+            "could not be reached",
+            "nothing listens there",
+            "criu service --address /nonexistent/socket",
+        ],
     );
 
     let output = run(&["--criu", "/nonexistent/criu", "version", "--format", "json"]);

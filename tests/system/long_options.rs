@@ -139,6 +139,8 @@ pub(crate) fn tests() -> Tests {
         &[
             ("of-every-criu-are-in-the-table", every_criu),
             ("are-where-the-table-says", every_place),
+            ("of-a-later-criu-are-refused", later_arguments),
+            ("that-this-criu-was-not-built-for", not_built),
         ],
     )
 }
@@ -234,4 +236,50 @@ fn every_place() -> Outcome {
     }
     ensure!(problems.is_empty(), "{problems:#?}");
     Ok(())
+}
+
+/// Status 3, with all of `parts` said, and the victim goes on.
+fn lacks(criu: &Path, option: &str, parts: &[&str]) -> Outcome {
+    let victim = Victim::start(Kind::Plain)?;
+    let images = victim.images("images");
+    let output = Command::new(env!("CARGO_BIN_EXE_criuctl"))
+        .arg("--criu")
+        .arg(criu)
+        .args(["checkpoint", &format!("pid:{}", victim.pid), option, "-D"])
+        .arg(images.path())
+        .output()
+        .map_err(text)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(3),
+        "{:?}: {said}",
+        output.status
+    );
+    for part in parts {
+        ensure!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    victim.goes_on()
+}
+
+/// Options that travel as arguments of the program are refused as those that travel in the request are.
+fn later_arguments() -> Outcome {
+    lacks(
+        &programs()?[1],
+        "--allow-uprobes",
+        &["--allow-uprobes needs CRIU 4.2, this is 4.1.1", "hint: "],
+    )
+}
+
+fn not_built() -> Outcome {
+    let newest = &programs()?[2];
+    let features = block_on(criu_client::Criu::at(newest).features()).map_err(whole)?;
+    ensure!(
+        features.mem_compression == Some(false),
+        "this CRIU 4.3 compresses: another must be found for this test"
+    );
+    lacks(
+        newest,
+        "--compress",
+        &["built without LZ4", "hint: Dump without --compress"],
+    )
 }
