@@ -1,5 +1,6 @@
 //! What a verb fails with: how it is told, and the exit status it becomes.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
@@ -298,7 +299,9 @@ impl<'a> OfContainer<'a> {
 
 fn status_of(error: &Error) -> Status {
     match error.kind() {
-        ErrorKind::Start { .. } | ErrorKind::Unsupported { .. } => Status::Missing,
+        ErrorKind::Start { .. } | ErrorKind::Connect { .. } | ErrorKind::Unsupported { .. } => {
+            Status::Missing
+        }
         ErrorKind::InvalidOption(_) => Status::Usage,
         ErrorKind::Hook { .. } => Status::HookRefused,
         ErrorKind::TimeLimit { .. } => Status::TimeLimit,
@@ -309,7 +312,7 @@ fn status_of(error: &Error) -> Status {
         } if source.kind() == io::ErrorKind::PermissionDenied => Status::Missing,
         // CRIU tried, and what it lacked is known.
         _ => match error.diagnosis().map(|diagnosis| diagnosis.area) {
-            Some(Area::Privileges | Area::Kernel) => Status::Missing,
+            Some(Area::Privileges | Area::Kernel | Area::Build) => Status::Missing,
             _ => Status::Failed,
         },
     }
@@ -389,13 +392,27 @@ fn of_criu(error: &Error, verbose: bool) -> String {
             text.cause(&diagnosis.summary);
             text.hint(Some(&diagnosis.remedy));
         }
-        None => text.hint(hint_of(error.kind())),
+        None => text.hint(hint_of(error.kind()).as_deref()),
     }
     text.0
 }
 
-fn hint_of(kind: &ErrorKind) -> Option<&'static str> {
-    match kind {
+fn hint_of(kind: &ErrorKind) -> Option<Cow<'static, str>> {
+    let hint = match kind {
+        ErrorKind::Connect { socket, source } => {
+            return match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    Some(Cow::Owned(format!(
+                        "nothing listens there: start a service as root with `criu service --address {}`, or leave --service out",
+                        socket.display()
+                    )))
+                }
+                io::ErrorKind::PermissionDenied => {
+                    Some("run this as a user who may open the socket, such as root".into())
+                }
+                _ => None,
+            };
+        }
         ErrorKind::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
             "install CRIU (most distributions' package is called criu), or name it with --criu PATH",
         ),
@@ -406,7 +423,8 @@ fn hint_of(kind: &ErrorKind) -> Option<&'static str> {
             Some("leave it out, or name another CRIU with --criu PATH")
         }
         _ => None,
-    }
+    };
+    hint.map(Cow::Borrowed)
 }
 
 fn chain(mut source: Option<&dyn StdError>) -> Vec<String> {

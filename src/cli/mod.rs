@@ -91,8 +91,9 @@ struct Global {
     )]
     log_format: LogFormat,
 
-    /// Limit of the whole operation, hooks included, such as 30s; it is cancelled when that has passed
-    #[arg(long, global = true, value_name = "DURATION", value_parser = values::limit)]
+    /// Limit of the whole operation, hooks included, such as 30s; it is cancelled when that has passed. What CRIU calls
+    /// --timeout is `checkpoint --freeze-timeout`
+    #[arg(long, global = true, value_name = "DURATION", value_parser = values::whole_limit)]
     timeout: Option<Duration>,
 
     /// Limit of one hook, such as 5s; the callback is refused when that has passed

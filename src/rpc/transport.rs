@@ -16,7 +16,9 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::Interest;
-use tokio::net::UnixDatagram;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// The kernel lets one message carry at most this many descriptors.
 const DESCRIPTORS_AT_MOST: usize = 253;
@@ -50,22 +52,22 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// The asynchronous end of a socket, within the tokio runtime that it was made in.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    // tokio's datagram socket carries a SEQPACKET one: readiness and descriptor are all that is used of it.
-    inner: UnixDatagram,
+    // For reading alone: registered for writing too, it would be woken whenever the peer has read what we sent.
+    inner: AsyncFd<OwnedFd>,
 }
 
 impl Socket {
     /// Takes over a connected SEQPACKET socket. Only this end becomes non-blocking, not the peer's.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let inner = UnixDatagram::from_std(std::os::unix::net::UnixDatagram::from(socket))?;
+        let inner = sys::registered(socket, Interest::READABLE)?;
         Ok(Self { inner })
     }
 
     /// The next datagram; `None` when the peer has hung up. Cancel safe: a datagram is taken whole or not at all.
     pub(crate) async fn receive(&self) -> io::Result<Option<Datagram>> {
         self.inner
-            .async_io(Interest::READABLE, || receive_now(self.inner.as_fd()))
+            .async_io(Interest::READABLE, |socket| receive_now(socket.as_fd()))
             .await
     }
 
@@ -81,7 +83,9 @@ impl Socket {
     pub(crate) async fn hung_up(&self) {
         let peeked = self
             .inner
-            .async_io(Interest::READABLE, || Ok(peek_length(self.inner.as_fd())?))
+            .async_io(Interest::READABLE, |socket| {
+                Ok(peek_length(socket.as_fd())?)
+            })
             .await;
         if matches!(peeked, Ok(1..)) {
             // It is there for as long as nobody reads it.
@@ -91,17 +95,24 @@ impl Socket {
 
     /// Sends one datagram. Cancel safe: it is sent whole or not at all.
     pub(crate) async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        make_room(self.inner.as_fd(), bytes.len());
-        self.inner
-            .async_io(Interest::WRITABLE, || {
-                send_now(self.inner.as_fd(), bytes, fds)
+        let socket = self.inner.as_fd();
+        make_room(socket, bytes.len());
+        match send_now(socket, bytes, fds) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+        // Hardly ever: the peer has not read for a while. A second registration, for as long as that lasts.
+        let writing = sys::registered(socket.try_clone_to_owned()?, Interest::WRITABLE)?;
+        writing
+            .async_io(Interest::WRITABLE, |socket| {
+                send_now(socket.as_fd(), bytes, fds)
             })
             .await
     }
 
     /// Leaves the runtime: the same socket for blocking use.
     pub(crate) fn into_blocking(self) -> io::Result<BlockingSocket> {
-        Ok(BlockingSocket(self.inner.into_std()?.into()))
+        Ok(BlockingSocket(self.inner.into_inner()))
     }
 }
 
@@ -224,8 +235,7 @@ fn peek_length(socket: BorrowedFd<'_>) -> rustix::io::Result<usize> {
 }
 
 fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space =
-        vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_MOST))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_MOST))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(
@@ -292,6 +302,33 @@ mod tests {
                     .contains(rustix::io::FdFlags::CLOEXEC)
             );
         }
+    }
+
+    #[tokio::test]
+    async fn waits_for_a_peer_that_does_not_read() {
+        let (ours, theirs) = pair().unwrap();
+        let ours = Socket::new(ours).unwrap();
+        let reader = BlockingSocket::new(theirs);
+        let mut sent = 0_u32;
+        let full = loop {
+            let message = sent.to_ne_bytes();
+            let sending = ours.send(&message, &[]);
+            match tokio::time::timeout(Duration::from_millis(100), sending).await {
+                Ok(result) => result.unwrap(),
+                // Cancelled, so not sent.
+                Err(_) => break sent,
+            }
+            sent += 1;
+        };
+        let message = full.to_ne_bytes();
+        let reading = tokio::task::spawn_blocking(move || {
+            (0..=full)
+                .map(|_| reader.receive(None, in_a_second()).unwrap().unwrap().bytes)
+                .collect::<Vec<_>>()
+        });
+        ours.send(&message, &[]).await.unwrap();
+        let expected: Vec<_> = (0..=full).map(|n| n.to_ne_bytes().to_vec()).collect();
+        assert_eq!(reading.await.unwrap(), expected);
     }
 
     #[tokio::test]

@@ -227,7 +227,6 @@ fn bad_values_are_refused_with_the_value_and_the_remedy() {
         ("--page-server", "0.0.0.0:27", "name the one"),
         ("--external", "mnt[relative]:x", "absolute"),
         ("--external", "disk[1]:x", "mnt"),
-        ("--cpu-cap", "mmx", "fpu"),
         ("--cgroup-root", "cpu", "CONTROLLER:/PATH"),
         ("--empty-ns", "ipc", "write net"),
         ("--plugin-option", "cuda", "PLUGIN.NAME"),
@@ -378,7 +377,12 @@ fn a_criu_that_is_not_there_is_something_missing() {
     fails(
         &["--service", "/nonexistent/socket", "features"],
         3,
-        &["/nonexistent/socket"],
+        &[
+            "/nonexistent/socket",
+            "could not be reached",
+            "nothing listens there",
+            "criu service --address /nonexistent/socket",
+        ],
     );
 
     let output = run(&["--criu", "/nonexistent/criu", "version", "--format", "json"]);

@@ -1,6 +1,7 @@
 //! The tests that need neither CRIU nor privileges: the command line, and the library against a scripted CRIU.
 
 mod cli;
+mod cli_criu;
 mod harness;
 mod hooks;
 mod interpose;
@@ -37,5 +38,6 @@ fn main() -> ExitCode {
     let mut others = cli::tests();
     others.extend(replay::command::tests());
     others.extend(trace::tests());
+    others.extend(cli_criu::tests());
     harness::main(&cases, &["worker::"], others)
 }

@@ -11,6 +11,7 @@ mod image_protos;
 mod interposed;
 mod kept;
 mod live_causes;
+mod long_options;
 mod matrix;
 mod namespaces;
 mod netlock;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         image_protos::tests(),
         rpc_proto::tests(),
         causes::tests(),
+        long_options::tests(),
         netlock::tests(),
         runc,
         engines::tests(),
