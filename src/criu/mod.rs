@@ -7,6 +7,7 @@
 
 mod care;
 mod dump;
+mod half_restored;
 mod images;
 mod info;
 mod lazy_pages;

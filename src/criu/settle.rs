@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::care::{Aftermath, Care};
+use super::care::{Aftermath, Care, PageServerCare};
 use super::report::Details;
 use super::running::{Running, Trouble, kind_of};
 use super::tasks::{self, Task};
@@ -157,7 +157,7 @@ fn settle(mut running: Box<Running>) -> Result<Ended> {
     let exit = end_worker(&running, kill_now, patience);
     let exit_was_violent = !matches!(exit, Some(Exit::Status(_)));
     // However its parent ended, a page server goes on waiting for its connection.
-    let lives_on = matches!(running.care, Care::PageServer { child: Some(_) });
+    let lives_on = matches!(running.care, Care::PageServer(PageServerCare::Child(_)));
     let worker = running.worker.as_ref().map(|worker| worker.pid());
     let aftermath =
         if running.answer.is_none() && (exit_was_violent || lives_on) && worker.is_some() {
