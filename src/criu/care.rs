@@ -163,6 +163,14 @@ impl Care {
         }
     }
 
+    /// Whether something goes on and waits however CRIU itself ends.
+    pub(crate) fn lives_on(&self) -> bool {
+        matches!(
+            self,
+            Self::PageServer(PageServerCare::Child(_) | PageServerCare::Elsewhere(_))
+        )
+    }
+
     pub(crate) fn worker_stays(&self) -> bool {
         matches!(self, Self::Restore(care) if care.exec)
     }

@@ -117,6 +117,7 @@ impl Criu {
             socket: Some(socket),
             session: Session::new(CriuReqType::Version),
             worker,
+            peer: None,
             watch,
             version: Version::new(0, 0, 0),
             images: plan.images,
@@ -297,6 +298,9 @@ impl Running {
             ..Default::default()
         };
         self.send(&prost::Message::encode_to_vec(&request)).await?;
+        if self.worker.is_none() {
+            self.meet_peer().await;
+        }
         let answer = self.sole_answer().await?;
         let Some(version) = answer.version.filter(|_| answer.success) else {
             return Err(Trouble::Protocol(Violation::MissingField {

@@ -17,6 +17,7 @@ mod roles;
 mod rpc_proto;
 mod runc;
 mod service;
+mod service_ends;
 mod support;
 mod transfer;
 mod victim;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Some("--contain") => return part(contain::contain(&arguments[2..])),
         Some("--host") => return part(hosts::be_a_host(&arguments[2..])),
         Some("--client") => return part(matrix::be_a_client(&arguments[2..])),
+        Some("--elsewhere") => return part(service_ends::be_a_client_elsewhere(&arguments[2..])),
         _ => {}
     }
     let mut arguments = Arguments::from_args();
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         transfer::tests(),
         hardship::tests(),
         service::tests(),
+        service_ends::tests(),
         hosts::tests(),
         image_protos::tests(),
         rpc_proto::tests(),
