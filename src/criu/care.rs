@@ -17,14 +17,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::half_restored::RestoreCare;
 use super::netlock::{NetworkLock, end_repair};
-use super::tasks::{self, Task};
+use super::tasks::{self, Task, Trail};
 use crate::error::TaskState;
 use crate::notify::Event;
-use crate::rpc::swrk::reap_in_background;
 
 /// How often tasks that are dying are looked at again.
-const LOOK: Duration = Duration::from_millis(2);
+pub(super) const LOOK: Duration = Duration::from_millis(2);
 
 /// What must be known to undo an operation from outside.
 #[derive(Debug)]
@@ -35,14 +35,34 @@ pub(crate) enum Care {
     Itself,
     Dump(DumpCare),
     Restore(RestoreCare),
-    PageServer {
-        child: Option<Task>,
-    },
+    PageServer(PageServerCare),
+}
+
+/// What there is to go by once CRIU is about to be asked.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    /// CRIU's numbers of processes mean the same here. A service may be in another pid namespace: nothing is done then to
+    /// whatever has a number that it tells.
+    pub(crate) same_pids: bool,
+    pub(crate) trail: Trail,
+}
+
+#[derive(Debug)]
+pub(crate) enum PageServerCare {
+    /// It has not been started.
+    None,
+    Child(Task),
+    /// It has this number in a pid namespace that is not ours.
+    Elsewhere(i32),
 }
 
 #[derive(Debug)]
 pub(crate) struct DumpCare {
+    /// The root, where its number means the same here.
     task: Option<Task>,
+    same_pids: bool,
+    /// CRIU has come to where it locks what a kill would leave locked.
+    locks: bool,
     freezer: Option<Freezer>,
     network: Option<NetworkLock>,
     /// Established connections are put into repair mode, and are locked one by one where the tasks share our network
@@ -54,22 +74,6 @@ pub(crate) struct DumpCare {
     leaves: TaskState,
 }
 
-#[derive(Debug)]
-pub(crate) struct RestoreCare {
-    pub(crate) mark: String,
-    pub(crate) program: PathBuf,
-    /// Pids that the restored tasks get in our own pid namespace; empty when they get one of their own.
-    pub(crate) pids: Vec<i32>,
-    pub(crate) started: u64,
-    /// The root task is a child of ours.
-    pub(crate) sibling: bool,
-    /// The worker becomes a command and stays.
-    pub(crate) exec: bool,
-    pub(crate) roots: Vec<Task>,
-    /// The tasks stand at their last gate or run: they are whole, and run on when CRIU dies.
-    pub(crate) released: bool,
-}
-
 /// What was undone and what could not be, in words.
 #[derive(Debug, Default)]
 pub(crate) struct Aftermath {
@@ -78,9 +82,16 @@ pub(crate) struct Aftermath {
 }
 
 impl Care {
-    pub(crate) fn dump(pid: i32, freeze_cgroup: Option<&str>, repairs_connections: bool) -> Self {
+    pub(crate) fn dump(
+        pid: i32,
+        ground: &Ground,
+        freeze_cgroup: Option<&str>,
+        repairs_connections: bool,
+    ) -> Self {
         Self::Dump(DumpCare {
-            task: Task::open(pid),
+            task: Some(pid).filter(|_| ground.same_pids).and_then(Task::open),
+            same_pids: ground.same_pids,
+            locks: false,
             freezer: freeze_cgroup.and_then(Freezer::as_now),
             network: None,
             repairs_connections,
@@ -116,12 +127,14 @@ impl Care {
     pub(crate) fn at(&mut self, event: &Event) {
         match (self, event) {
             (Self::Dump(care), Event::NetworkLock) => {
+                care.locks = true;
                 care.network = care
                     .task
                     .as_ref()
                     .and_then(|task| NetworkLock::of_namespace(task.pid));
             }
             (Self::Dump(care), Event::PreDump) if care.repairs_connections => {
+                care.locks = true;
                 care.network = care
                     .task
                     .as_ref()
@@ -133,10 +146,8 @@ impl Care {
                 }
             }
             (Self::Dump(care), Event::StatusReady) => care.listening = true,
-            (Self::Restore(care), Event::SetupNamespaces { pid } | Event::PostRestore { pid })
-                if care.roots.iter().all(|root| root.pid != *pid) =>
-            {
-                care.roots.extend(Task::open(*pid));
+            (Self::Restore(care), Event::SetupNamespaces { pid } | Event::PostRestore { pid }) => {
+                care.note_root(*pid);
             }
             (Self::Restore(care), Event::PreResume | Event::PostResume) => care.released = true,
             _ => {}
@@ -146,10 +157,18 @@ impl Care {
     /// Whether CRIU would not notice that we have gone, so that it has to be killed at once.
     pub(crate) fn must_be_killed(&self) -> bool {
         match self {
-            Self::Nothing | Self::Itself | Self::PageServer { .. } => true,
+            Self::Nothing | Self::Itself | Self::PageServer(_) => true,
             Self::Dump(care) => care.listening,
             Self::Restore(_) => false,
         }
+    }
+
+    /// Whether something goes on and waits however CRIU itself ends.
+    pub(crate) fn lives_on(&self) -> bool {
+        matches!(
+            self,
+            Self::PageServer(PageServerCare::Child(_) | PageServerCare::Elsewhere(_))
+        )
     }
 
     pub(crate) fn worker_stays(&self) -> bool {
@@ -171,17 +190,27 @@ impl Care {
                 if let Some(freezer) = &care.freezer {
                     freezer.restore(&mut aftermath);
                 }
+                if care.locks && !care.same_pids {
+                    aftermath.left_behind.push(
+                        "perhaps a network lock of criu's around the tasks, which cannot be looked for from here: criu's service is in another pid namespace".into(),
+                    );
+                }
             }
             Self::Restore(care) if care.released => {}
             Self::Restore(care) => care.kill_half_restored(worker, deadline, &mut aftermath),
-            Self::PageServer { child } => {
-                if let Some(child) = child {
-                    child.kill(deadline);
-                    aftermath
-                        .undone
-                        .push(format!("page server (pid {})", child.pid));
+            Self::PageServer(PageServerCare::Child(child)) => {
+                if child.kill(deadline) {
+                    let undone = format!("page server (pid {})", child.pid);
+                    aftermath.undone.push(undone);
+                } else {
+                    let left = format!("page server (pid {}) does not die", child.pid);
+                    aftermath.left_behind.push(left);
                 }
             }
+            Self::PageServer(PageServerCare::Elsewhere(pid)) => aftermath.left_behind.push(
+                format!("the page server, process {pid} of another pid namespace, from where criu's service is"),
+            ),
+            Self::PageServer(PageServerCare::None) => {}
         }
         aftermath
     }
@@ -218,7 +247,7 @@ impl Care {
     /// CRIU reports as failed, `undone_by_criu`, that is absence: the tasks are killed, but may not be gone yet.
     pub(crate) fn state(&self, undone_by_criu: bool, deadline: Instant) -> TaskState {
         match self {
-            Self::Nothing | Self::PageServer { .. } => TaskState::NotConcerned,
+            Self::Nothing | Self::PageServer(_) => TaskState::NotConcerned,
             Self::Itself => TaskState::Running,
             Self::Dump(care) => match &care.task {
                 Some(_) if care.freezer.as_ref().is_some_and(Freezer::is_frozen) => {
@@ -227,19 +256,7 @@ impl Care {
                 Some(task) => task.settled_state(deadline),
                 None => TaskState::Unknown,
             },
-            Self::Restore(care) => {
-                if undone_by_criu {
-                    care.wait_for_pids(deadline);
-                }
-                care.roots
-                    .iter()
-                    .map(|root| match undone_by_criu && root.gone(deadline) {
-                        true => TaskState::Absent,
-                        false => root.settled_state(deadline),
-                    })
-                    .find(|state| *state != TaskState::Absent)
-                    .unwrap_or(TaskState::Absent)
-            }
+            Self::Restore(care) => care.state(undone_by_criu, deadline),
         }
     }
 
@@ -254,79 +271,6 @@ impl Care {
                     .map(Task::into_pidfd)
             }
             _ => None,
-        }
-    }
-}
-
-impl RestoreCare {
-    /// Kills whatever the worker had made: known roots with all below them, its own forks, and processes that came up at
-    /// pids of the images meanwhile (those pids were free when the restore began) and look as restored tasks do.
-    fn kill_half_restored(
-        &self,
-        worker: Option<i32>,
-        deadline: Instant,
-        aftermath: &mut Aftermath,
-    ) {
-        let mut killed = 0;
-        loop {
-            let roots: Vec<i32> =
-                self.roots
-                    .iter()
-                    .filter(|root| root.state() != TaskState::Absent)
-                    .map(|root| root.pid)
-                    .chain(tasks::marked(&self.mark, &self.program))
-                    .chain(self.pids.iter().copied().filter(|&pid| {
-                        self.came_up_meanwhile(pid) && tasks::is_being_restored(pid)
-                    }))
-                    .filter(|pid| Some(*pid) != worker)
-                    .collect();
-            let tree: Vec<Task> = tasks::with_descendants(&roots)
-                .into_iter()
-                .filter_map(Task::open)
-                .filter(|task| task.state() != TaskState::Absent)
-                .collect();
-            if tree.is_empty() {
-                break;
-            }
-            for task in &tree {
-                if task.kill(deadline) {
-                    killed += 1;
-                } else {
-                    aftermath
-                        .left_behind
-                        .push(format!("half-restored task {} does not die", task.pid));
-                    return;
-                }
-            }
-        }
-        if killed > 0 {
-            aftermath
-                .undone
-                .push(format!("{killed} half-restored tasks killed"));
-        }
-    }
-
-    /// Waits for tasks that CRIU has killed without having told of them: they may not be gone yet, and whoever tries again
-    /// needs their pids.
-    fn wait_for_pids(&self, deadline: Instant) {
-        while self.pids.iter().any(|&pid| self.came_up_meanwhile(pid)) && Instant::now() < deadline
-        {
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    fn came_up_meanwhile(&self, pid: i32) -> bool {
-        tasks::stat(pid).is_some_and(|stat| stat.starttime >= self.started && stat.state != 'Z')
-    }
-}
-
-impl Drop for RestoreCare {
-    /// The root of a restore that could not be stopped any more is our child, and nobody has its handle.
-    fn drop(&mut self) {
-        if self.sibling {
-            for root in self.roots.drain(..) {
-                reap_in_background(root.into_pidfd());
-            }
         }
     }
 }

@@ -82,8 +82,8 @@ impl Criu {
         plan.pid = Some(pid);
         // Always: without callbacks CRIU would not notice our death, and would kill the tasks with nobody to tell.
         plan.notify = true;
-        plan.care = Box::new(move |_| {
-            Care::dump(pid, freezer.as_deref(), repairs_connections).leaving(leaves)
+        plan.care = Box::new(move |ground| {
+            Care::dump(pid, &ground, freezer.as_deref(), repairs_connections).leaving(leaves)
         });
         self.begin(plan).await.map(Operation::from_held)
     }
@@ -151,7 +151,7 @@ impl Criu {
         plan.images = Some(images.clone());
         plan.log = Some("pre-dump");
         plan.pid = Some(pid);
-        plan.care = Box::new(move |_| Care::dump(pid, freezer.as_deref(), false));
+        plan.care = Box::new(move |ground| Care::dump(pid, &ground, freezer.as_deref(), false));
         let held = self.begin(plan).await?;
         PreDumpReport::from_ended(super::complete(held).await?)
     }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
+use super::tasks::LogFile;
+
 /// More requests into one directory than this have something wrong with them.
 const LOGS_AT_MOST: u32 = 10_000;
 
@@ -134,6 +136,21 @@ impl Log {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its name and what tells it apart from every other file.
+    pub(crate) fn file(&self) -> Option<LogFile> {
+        let stat = rustix::fs::statat(
+            &self.directory,
+            self.name.as_str(),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .ok()?;
+        Some(LogFile {
+            name: self.name.clone(),
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        })
     }
 
     pub(crate) fn path(&self) -> PathBuf {

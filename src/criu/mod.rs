@@ -7,6 +7,7 @@
 
 mod care;
 mod dump;
+mod half_restored;
 mod images;
 mod info;
 mod lazy_pages;
@@ -140,8 +141,13 @@ impl Criu {
     /// A `criu service` that listens on this socket.
     ///
     /// Whoever can open the socket can do as root whatever CRIU can. The service's worker is not our child: what only a
-    /// `criu swrk` can do (a restored child of the caller's, inherited descriptors) is refused before anything is sent,
-    /// and nothing can be killed or undone after the worker's death.
+    /// `criu swrk` can do (a restored child of the caller's, inherited descriptors) is refused before anything is sent, and
+    /// it is never killed: one that does not end in time is told as [left behind](crate::Error::left_behind).
+    ///
+    /// What it leaves when something else kills it is undone as after a worker of our own, as far as this process may, and a
+    /// page server ends with its handle. That takes a service in our own pid namespace, since CRIU's numbers of processes are
+    /// acted upon. With one elsewhere (the host's, for a client in a container) only half-restored tasks are ended that can be
+    /// seen from here; the error then says what may be left behind, and [`TaskState::Unknown`](crate::TaskState::Unknown).
     #[must_use]
     pub fn service(socket: impl Into<PathBuf>) -> Self {
         Self::new(Endpoint::Service(socket.into()))

@@ -10,7 +10,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use super::care::Care;
+use super::care::{Care, PageServerCare};
 use super::running::{Held, Trouble, conclude};
 use super::tasks::Task;
 use super::{Criu, ImagesDir, Plan};
@@ -56,17 +56,18 @@ impl Criu {
     ) -> Result<PageServer> {
         let mut plan = self.page_server_plan(images, options, |_| CriuReqType::PageServerChld)?;
         plan.keep_open = true;
-        plan.care = Box::new(|_| Care::PageServer { child: None });
+        plan.care = Box::new(|_| Care::PageServer(PageServerCare::None));
         let mut held = self.begin(plan).await?;
         let info = started(&mut held).await?;
         let Some(pid) = info.pid.filter(|pid| *pid > 0) else {
             return Err(broken(held, "ps.pid").await);
         };
         if let Some(running) = held.get_mut() {
-            // Its parent, the worker, has not reaped it: the number is its own.
-            running.care = Care::PageServer {
-                child: Task::open(pid),
-            };
+            running.care = Care::PageServer(match running.same_pids() {
+                // Its parent, the worker, has not reaped it: the number is its own.
+                true => Task::open(pid).map_or(PageServerCare::None, PageServerCare::Child),
+                false => PageServerCare::Elsewhere(pid),
+            });
             running.answer = None;
         }
         Ok(PageServer {

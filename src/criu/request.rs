@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use tracing::{Instrument, Span};
 
-use super::care::Care;
+use super::care::{Care, Ground};
 use super::images::Log;
 use super::running::{Clock, Held, Running, Trouble, conclude};
 use super::settle::Ended;
-use super::{Criu, Endpoint, ImagesDir, tasks};
+use super::tasks::{self, Trail};
+use super::{Criu, Endpoint, ImagesDir};
 use crate::error::{Error, ErrorKind, OperationKind, Result};
 use crate::options::{Newer, Prepared, encode_request, later_arguments, newer_than};
 use crate::rpc::service;
@@ -41,8 +42,8 @@ pub(super) struct Plan {
     pub(super) outside: bool,
     /// The worker keeps our session and standard input: shell jobs take them over.
     pub(super) terminal: bool,
-    /// What must be undone if CRIU is killed; made from the worker's mark once there is something to undo.
-    pub(super) care: Box<dyn FnOnce(&str) -> Care + Send + Sync>,
+    /// What must be undone if CRIU is killed; made once there is something to undo.
+    pub(super) care: Box<dyn FnOnce(Ground) -> Care + Send + Sync>,
 }
 
 impl Plan {
@@ -118,6 +119,7 @@ impl Criu {
             socket: Some(socket),
             session: Session::new(CriuReqType::Version),
             worker,
+            peer: None,
             watch,
             version: Version::new(0, 0, 0),
             images: plan.images,
@@ -201,7 +203,13 @@ impl Criu {
         opts.pid = plan.pid;
         opts.notify_scripts = plan.notify.then_some(true);
         opts.rst_sibling = plan.sibling.then_some(true);
-        running.care = (plan.care)(&mark);
+        running.care = (plan.care)(Ground {
+            same_pids: running.same_pids(),
+            trail: Trail {
+                mark: running.worker.is_some().then_some(mark),
+                log: running.log.as_ref().and_then(Log::file),
+            },
+        });
 
         let message = CriuReq {
             r#type: request.into(),
@@ -326,6 +334,9 @@ impl Running {
             ..Default::default()
         };
         self.send(&prost::Message::encode_to_vec(&request)).await?;
+        if self.worker.is_none() {
+            self.meet_peer().await;
+        }
         let answer = self.sole_answer().await?;
         let Some(version) = answer.version.as_ref().filter(|_| answer.success) else {
             return Err(Trouble::Protocol(Violation::MissingField {

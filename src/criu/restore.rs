@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use super::care::{Care, RestoreCare};
+use super::care::Care;
+use super::half_restored::RestoreCare;
 use super::operation::{Operation, sealed::FromEnded};
 use super::report::RestoreReport;
 use super::settle::Ended;
@@ -194,11 +195,12 @@ impl Criu {
         plan.sibling = sibling;
         plan.terminal = plan.prepared.opts.shell_job == Some(true);
         let program = self.program().map(ToOwned::to_owned).unwrap_or_default();
-        plan.care = Box::new(move |mark| {
+        plan.care = Box::new(move |ground| {
             Care::Restore(RestoreCare {
-                mark: mark.to_owned(),
+                trail: ground.trail,
                 program,
-                pids,
+                pids: if ground.same_pids { pids } else { Vec::new() },
+                same_pids: ground.same_pids,
                 started: tasks::now_in_ticks(),
                 sibling,
                 exec,

@@ -1,5 +1,6 @@
 //! The state of an operation that CRIU works on, and the way to its end.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,9 +13,10 @@ use super::report::{Details, IgnoredRefusal, Phase, Timings};
 use super::settle::{self, Ended, Settling};
 use crate::error::{Error, ErrorKind, HookFailure, OperationKind, Record, Result, TaskState};
 use crate::notify::{Event, HookError, Notify, Script};
+use crate::rpc::service::Peer;
 use crate::rpc::session::{Incoming, Session, Violation};
 use crate::rpc::swrk::Worker;
-use crate::rpc::transport::Socket;
+use crate::rpc::transport::{Socket, tell_sender};
 use crate::rpc::wire::CriuResp;
 use crate::sys::ExitWatch;
 use crate::version::Version;
@@ -38,7 +40,9 @@ pub(crate) struct Running {
     pub(crate) session: Session,
     /// `None` for a service.
     pub(crate) worker: Option<Worker>,
-    /// Tells of the worker's end, if it is ours to watch.
+    /// A service's process, where it can be seen from here.
+    pub(crate) peer: Option<Peer>,
+    /// Tells of the end of either, where it can be watched.
     pub(crate) watch: Option<ExitWatch>,
     pub(crate) version: Version,
     pub(crate) images: Option<ImagesDir>,
@@ -210,6 +214,37 @@ impl Running {
         self.trouble.get_or_insert(trouble);
     }
 
+    /// Whether CRIU's numbers of processes mean the same here.
+    pub(super) fn same_pids(&self) -> bool {
+        self.worker.is_some() || self.peer.as_ref().is_some_and(Peer::same_pids)
+    }
+
+    /// A handle of the process that works on the request.
+    pub(super) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.worker {
+            Some(worker) => worker.pidfd(),
+            None => self.peer.as_ref().map(Peer::pidfd),
+        }
+    }
+
+    /// Notes who will work on the request, from the answer that is about to be read.
+    pub(super) async fn meet_peer(&mut self) {
+        let Some(socket) = &self.socket else { return };
+        let sender = socket.next_sender();
+        let sender = match self.deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), sender).await.ok(),
+            None => Some(sender.await),
+        };
+        // What keeps the answer from coming is told when it is read.
+        let _ = tell_sender(socket, false);
+        self.peer = sender.and_then(Result::ok).flatten().and_then(Peer::open);
+        self.watch = self
+            .peer
+            .as_ref()
+            .and_then(|peer| ExitWatch::new(peer.pidfd().try_clone_to_owned().ok()?).ok());
+        tracing::debug!(parent: &self.span, pid = self.peer.as_ref().map(Peer::pid), same_pids = self.same_pids(), "service");
+    }
+
     fn succeeded(&self) -> bool {
         self.trouble.is_none() && self.answer.as_ref().is_some_and(|answer| answer.success)
     }
@@ -253,7 +288,13 @@ impl Drop for Held {
     fn drop(&mut self) {
         if let Some(mut running) = self.0.take() {
             running.trouble.get_or_insert(Trouble::Cancelled);
-            settle::in_background(running, |_| {});
+            let span = running.span.clone();
+            settle::in_background(running, move |ended| {
+                let left_behind = ended.as_ref().err().map(Error::left_behind);
+                if let Some(left_behind @ [_, ..]) = left_behind {
+                    tracing::warn!(parent: &span, ?left_behind, "something is left behind");
+                }
+            });
         }
     }
 }
@@ -303,7 +344,7 @@ impl Running {
     async fn wait_for_exit(&mut self) -> bool {
         // Nothing more is asked or answered, and CRIU before 3.17 waits for further pre-dumps until we hang up.
         self.socket = None;
-        if self.watch.is_none() || self.care.worker_stays() {
+        if self.worker.is_none() || self.watch.is_none() || self.care.worker_stays() {
             return true;
         }
         tokio::time::timeout(self.limits.settle, ended(self.watch.as_ref()))

@@ -10,7 +10,7 @@
 //! 4. undo what a killed CRIU leaves behind ([`Care`](super::care::Care));
 //! 5. look at the tasks, and tell.
 
-use std::io::BufReader;
+use std::io::{self, BufReader};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -148,23 +148,24 @@ fn settle(mut running: Box<Running>) -> Result<Ended> {
     let patience = Instant::now() + running.limits.settle;
     // Once it has answered it ends by itself, and says on its standard error what it has not said yet.
     let kill_now = running.care.must_be_killed() && running.answer.is_none();
+    let mut hung_up = matches!(running.trouble, Some(Trouble::Lost));
     if !kill_now {
-        refuse_until_end(&mut running, patience);
+        hung_up |= refuse_until_end(&mut running, patience);
     }
     // Hanging up makes CRIU fail at its next callback, if it has not ended yet.
     running.socket = None;
 
     let exit = end_worker(&running, kill_now, patience);
-    let exit_was_violent = !matches!(exit, Some(Exit::Status(_)));
-    // However its parent ended, a page server goes on waiting for its connection.
-    let lives_on = matches!(running.care, Care::PageServer { child: Some(_) });
     let worker = running.worker.as_ref().map(|worker| worker.pid());
-    let aftermath =
-        if running.answer.is_none() && (exit_was_violent || lives_on) && worker.is_some() {
-            running.care.undo(worker, Instant::now() + AFTER_KILL)
-        } else {
+    let aftermath = match running.answer {
+        Some(_) => Aftermath::default(),
+        None if worker.is_none() => after_service(&running, hung_up, patience),
+        // However its parent ended, a page server goes on waiting for its connection.
+        None if matches!(exit, Some(Exit::Status(_))) && !running.care.lives_on() => {
             Aftermath::default()
-        };
+        }
+        None => running.care.undo(worker, Instant::now() + AFTER_KILL),
+    };
     let undone_by_criu = running
         .answer
         .as_ref()
@@ -185,14 +186,48 @@ fn settle(mut running: Box<Running>) -> Result<Ended> {
     }
 }
 
-/// Reads on until CRIU's answer, its hang-up or the end of our patience, and refuses every callback meanwhile.
-fn refuse_until_end(running: &mut Running, patience: Instant) {
+/// A service's process is not ours to kill. Once it has ended, what it leaves is undone as after a worker of our own.
+fn after_service(running: &Running, hung_up: bool, patience: Instant) -> Aftermath {
+    let undo = || running.care.undo(None, Instant::now() + AFTER_KILL);
+    match &running.care {
+        Care::Nothing | Care::Itself => Aftermath::default(),
+        // Its parent waits for its end.
+        care if care.lives_on() => undo(),
+        care => {
+            let patience = match care.must_be_killed() {
+                true => Instant::now() + HANG_UP,
+                false => patience.max(Instant::now() + HANG_UP),
+            };
+            let ended = match &running.peer {
+                Some(peer) => peer.gone(patience),
+                None => hung_up,
+            };
+            if ended {
+                return undo();
+            }
+            let process = running.peer.as_ref().map_or_else(
+                || "whose process cannot be seen from here".to_owned(),
+                |peer| format!("process {}", peer.pid()),
+            );
+            Aftermath {
+                left_behind: vec![format!(
+                    "criu's service, which works on it still ({process}): it notices at its next callback that nobody waits"
+                )],
+                ..Aftermath::default()
+            }
+        }
+    }
+}
+
+/// Reads on until CRIU's answer, its hang-up or the end of our patience, and refuses every callback meanwhile. True when CRIU
+/// has hung up or ended.
+fn refuse_until_end(running: &mut Running, patience: Instant) -> bool {
     let Some(socket) = running
         .socket
         .take()
         .and_then(|socket| socket.into_blocking().ok())
     else {
-        return;
+        return false;
     };
     loop {
         while let Some(refusal) = running.session.reply(false, Vec::new()) {
@@ -200,11 +235,12 @@ fn refuse_until_end(running: &mut Running, patience: Instant) {
             let _ = socket.send(&refusal);
         }
         if running.answer.is_some() {
-            return;
+            return false;
         }
-        let worker = running.worker.as_ref().and_then(Worker::pidfd);
-        let Ok(Some(datagram)) = socket.receive(worker, patience) else {
-            return;
+        let datagram = match socket.receive(running.pidfd(), patience) {
+            Ok(Some(datagram)) => datagram,
+            Ok(None) => return true,
+            Err(error) => return error.kind() == io::ErrorKind::ConnectionReset,
         };
         match running.session.take(datagram) {
             Ok(Incoming::Answer(answer)) => running.answer = Some(answer),
@@ -213,7 +249,7 @@ fn refuse_until_end(running: &mut Running, patience: Instant) {
                 tracing::debug!(script = %event.script(), "callback refused while settling");
                 running.care.at(&event);
             }
-            Err(_) => return,
+            Err(_) => return false,
         }
     }
 }

@@ -2,14 +2,15 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use procfs::process::{Process, Stat};
+use procfs::process::{FDTarget, Process, Stat};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
 use crate::error::TaskState;
-use crate::rpc::swrk::{is_marked, reap};
+use crate::rpc::swrk::{self, is_marked, reap};
 use crate::rpc::transport::wait_readable;
 use crate::sys;
 
@@ -21,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(2);
 pub(crate) struct Task {
     pub(crate) pid: i32,
     pidfd: OwnedFd,
-    started: u64,
+    pub(crate) started: u64,
 }
 
 impl Task {
@@ -87,11 +88,11 @@ pub(crate) fn stat(pid: i32) -> Option<Stat> {
 /// The kernel's PF_EXITING: a process with much memory can take a while between its death and being a zombie.
 const EXITING: u32 = 0x4;
 
-fn is_ending(stat: &Stat) -> bool {
+pub(crate) fn is_ending(stat: &Stat) -> bool {
     matches!(stat.state, 'Z' | 'X' | 'x') || stat.flags & EXITING != 0
 }
 
-fn state_of(stat: &Stat) -> TaskState {
+pub(crate) fn state_of(stat: &Stat) -> TaskState {
     match stat.state {
         _ if is_ending(stat) => TaskState::Absent,
         'T' => TaskState::Stopped,
@@ -119,13 +120,80 @@ pub(crate) fn marked(mark: &str, program: &Path) -> Vec<i32> {
         .collect()
 }
 
-/// Whether a task has every signal blocked that can be: so CRIU keeps those that it restores, from their first moment until
-/// they are let go, and hardly anything else does.
-pub(crate) fn is_being_restored(pid: i32) -> bool {
-    // Real-time signals included, less 9 (KILL), 19 (STOP), and 32 and 33, which the C library keeps for itself.
-    const BLOCKED: u64 = !(1 << 8 | 1 << 18 | 1 << 31 | 1 << 32);
-    Process::new(pid)
-        .and_then(|process| process.status())
+/// What every process has open that CRIU makes for one request, from its first moment until the restored task is let go: the
+/// request's log, or the worker's standard error where that is the log. Neither existed before the request.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trail {
+    /// The mark of a worker of ours.
+    pub(crate) mark: Option<String>,
+    pub(crate) log: Option<LogFile>,
+}
+
+/// A log, told apart from every other file.
+#[derive(Debug, Clone)]
+pub(crate) struct LogFile {
+    pub(crate) name: String,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+impl Trail {
+    /// Tasks that a restore which began at `started` has made and not let go.
+    ///
+    /// Signs that others can have as well do not count alone, as a process that came up at a freed pid meanwhile must never be
+    /// taken for one: neither its pid, nor its blocked signals (which some programs for number 1 in a container keep as well),
+    /// nor its name or program (another CRIU may restore the same images).
+    pub(crate) fn half_restored(&self, started: u64) -> Vec<i32> {
+        all()
+            .filter(|process| {
+                process
+                    .stat()
+                    .is_ok_and(|stat| stat.starttime >= started && !is_ending(&stat))
+            })
+            .filter(is_being_restored)
+            .filter(|process| self.leads_to(process))
+            .map(|process| process.pid())
+            .collect()
+    }
+
+    fn leads_to(&self, process: &Process) -> bool {
+        let standard_error = self.mark.as_deref().map(swrk::standard_error);
+        let fds = process.fd().into_iter().flatten().flatten();
+        fds.filter_map(|fd| match fd.target {
+            FDTarget::Path(path) => Some((fd.fd, path)),
+            FDTarget::MemFD(name) => Some((fd.fd, format!("/memfd:{name}").into())),
+            _ => None,
+        })
+        .any(|(number, path)| {
+            standard_error
+                .as_deref()
+                .is_some_and(|name| path.as_os_str() == name)
+                || self
+                    .log
+                    .as_ref()
+                    .is_some_and(|log| log.is(process.pid(), number, &path))
+        })
+    }
+}
+
+impl LogFile {
+    /// The name is compared first: no file is touched that cannot be it, for whoever has it open may have it on a file
+    /// system that does not answer.
+    fn is(&self, pid: i32, number: i32, path: &Path) -> bool {
+        path.file_name()
+            .is_some_and(|name| name == self.name.as_str())
+            && std::fs::metadata(format!("/proc/{pid}/fd/{number}"))
+                .is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode))
+    }
+}
+
+/// Whether a task has every signal blocked that CRIU blocks in those that it restores, from their first moment until they
+/// are let go; at times it blocks SIGCHLD as well.
+fn is_being_restored(process: &Process) -> bool {
+    // Real-time signals included, less 9 (KILL), 17 (CHLD), 19 (STOP), and 32 and 33, which the C library keeps for itself.
+    const BLOCKED: u64 = !(1 << 8 | 1 << 16 | 1 << 18 | 1 << 31 | 1 << 32);
+    process
+        .status()
         .is_ok_and(|status| status.sigblk & BLOCKED == BLOCKED)
 }
 

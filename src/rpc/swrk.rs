@@ -29,9 +29,13 @@ pub(crate) const FIRST_REQUEST_FD: i32 = FIRST_INHERITED + 1;
 /// standard error is the file that we gave to that worker. (Its environment would not tell: CRIU overwrites that with its
 /// process title.)
 pub(crate) fn is_marked(pid: i32, mark: &str) -> bool {
-    std::fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|target| {
-        target.as_os_str() == format!("/memfd:{mark}-stderr (deleted)").as_str()
-    })
+    std::fs::read_link(format!("/proc/{pid}/fd/2"))
+        .is_ok_and(|target| target.as_os_str() == standard_error(mark).as_str())
+}
+
+/// What the standard error of the worker with this mark is called in `/proc/PID/fd`.
+pub(crate) fn standard_error(mark: &str) -> String {
+    format!("/memfd:{mark}-stderr (deleted)")
 }
 
 /// How a process ended.

@@ -6,9 +6,10 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
@@ -56,6 +57,12 @@ pub(crate) struct Socket {
     inner: AsyncFd<OwnedFd>,
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
 impl Socket {
     /// Takes over a connected SEQPACKET socket. Only this end becomes non-blocking, not the peer's.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
@@ -77,6 +84,14 @@ impl Socket {
         tokio::time::timeout(ON_THEIR_WAY, self.receive())
             .await
             .unwrap_or(Ok(None))
+    }
+
+    /// The pid of the process that has sent the next datagram, which stays queued; `None` when that process has no number in
+    /// our pid namespace. Needs [`tell_sender`] from before it was sent. Cancel safe.
+    pub(crate) async fn next_sender(&self) -> io::Result<Option<i32>> {
+        self.inner
+            .async_io(Interest::READABLE, |socket| peek_sender(socket.as_fd()))
+            .await
     }
 
     /// Completes when the peer has hung up with nothing of it left to be read. Cancel safe; takes nothing.
@@ -234,6 +249,29 @@ fn peek_length(socket: BorrowedFd<'_>) -> rustix::io::Result<usize> {
     Ok(length)
 }
 
+/// Makes the kernel note, or note no longer, who sends what comes over `socket`.
+pub(crate) fn tell_sender(socket: impl AsFd, on: bool) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_passcred(socket, on)?)
+}
+
+fn peek_sender(socket: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    // Room for the credentials alone: descriptors that a datagram may carry are then not opened.
+    let mut space = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
+    let mut byte = [0];
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let received = nix::sys::socket::recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut buffers,
+        Some(&mut space),
+        MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    // Zero stands for a process of another pid namespace.
+    Ok(received.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmCredentials(sender) if sender.pid() > 0 => Some(sender.pid()),
+        _ => None,
+    }))
+}
+
 fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_MOST))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -329,6 +367,21 @@ mod tests {
         ours.send(&message, &[]).await.unwrap();
         let expected: Vec<_> = (0..=full).map(|n| n.to_ne_bytes().to_vec()).collect();
         assert_eq!(reading.await.unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn tells_who_has_sent_what_comes_next() {
+        let (ours, theirs) = pair().unwrap();
+        tell_sender(&ours, true).unwrap();
+        let ours = Socket::new(ours).unwrap();
+        let (one, _two) = pair().unwrap();
+        send_now(theirs.as_fd(), b"mine", &[one.as_fd()]).unwrap();
+        let own = std::process::id().cast_signed();
+        assert_eq!(ours.next_sender().await.unwrap(), Some(own));
+        tell_sender(&ours, false).unwrap();
+        let received = ours.receive().await.unwrap().unwrap();
+        assert_eq!(received.bytes, b"mine");
+        assert_eq!(received.fds.len(), 1);
     }
 
     #[tokio::test]

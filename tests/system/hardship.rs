@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use criu_client::notify::{Notify, Reply, Script, hook_fn};
 use criu_client::options::{DumpOptions, Leave, RestoreOptions};
 use criu_client::{ErrorKind, ImagesDir, TaskState, TimeLimits};
 
@@ -17,6 +18,22 @@ pub(crate) fn tests() -> Tests {
         (
             "criu-killed-while-it-writes-memory",
             killed_while_it_writes_memory,
+        ),
+        ("criu-killed-while-it-reads-memory/detached", || {
+            ended_while_it_reads_memory(End::Killed, false)
+        }),
+        ("criu-killed-while-it-reads-memory/child", || {
+            ended_while_it_reads_memory(End::Killed, true)
+        }),
+        ("time-limit-while-it-reads-memory/detached", || {
+            ended_while_it_reads_memory(End::TimeLimit, false)
+        }),
+        ("time-limit-while-it-reads-memory/child", || {
+            ended_while_it_reads_memory(End::TimeLimit, true)
+        }),
+        (
+            "a-pid-that-somebody-else-takes-meanwhile",
+            pid_taken_meanwhile,
         ),
         ("pid-of-a-zombie-that-is-reaped", zombie_reaped_in_time),
         ("pid-of-a-zombie", zombie),
@@ -169,6 +186,154 @@ fn written(images: &std::path::Path) -> u64 {
         .filter_map(|entry| entry.metadata().ok())
         .map(|metadata| metadata.len())
         .sum()
+}
+
+/// How a restore ends before it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    /// CRIU stands still, as it would for a disk that does not answer, so that it has to be killed in the end.
+    TimeLimit,
+}
+
+/// Between two callbacks: the tasks have their descriptors already, and look less and less like CRIU.
+fn ended_while_it_reads_memory(end: End, sibling: bool) -> Outcome {
+    let mut victim = big()?;
+    let images = victim.images("images");
+    victim.killed_into(&images, victim.dump_options())?;
+    let traces = Traces::take();
+    let whole_time = {
+        let mut moments = Vec::new();
+        let hooks = hook_fn(|_| {
+            moments.push(Instant::now());
+            std::future::ready(Ok(Reply::Accept))
+        });
+        block_on(criu().restore(&images, hooks, RestoreOptions::new())).map_err(whole)?;
+        victim.goes_on()?;
+        victim.end();
+        // From pre-restore to post-restore.
+        moments[1] - moments[0]
+    };
+    let steps = match end {
+        End::Killed => 12,
+        // Each takes a second: so long CRIU may take to notice that it is alone.
+        End::TimeLimit => 5,
+    };
+    let mut killed = 0;
+    for step in 1..=steps {
+        let delay = whole_time * step / (steps + 1);
+        let Some(error) = ended_after(&images, end, sibling, delay)? else {
+            // Faster than the time before.
+            victim.goes_on()?;
+            victim.end();
+            continue;
+        };
+        let expected = match end {
+            End::Killed => matches!(error.kind(), ErrorKind::Lost { .. }),
+            End::TimeLimit => matches!(error.kind(), ErrorKind::TimeLimit { .. }),
+        };
+        ensure!(expected, "{error:?}");
+        ensure!(
+            with_argument(&victim.count_file()).is_empty() && !victim.exists(),
+            "after {delay:?} a half-restored task is left: {error:?}"
+        );
+        ensure!(error.tasks() == TaskState::Absent, "{error:?}");
+        ensure!(error.left_behind().is_empty(), "{error:?}");
+        killed += usize::from(!error.undone().is_empty());
+        reap_orphans();
+    }
+    ensure!(
+        killed >= 3,
+        "a half-restored task was there {killed} times in {steps}, so little is shown"
+    );
+    traces.unchanged()?;
+    // Nothing is in the way of the same images.
+    block_on(criu().restore(&images, (), RestoreOptions::new())).map_err(whole)?;
+    victim.goes_on()
+}
+
+/// Restores, and ends that so long after pre-restore. `None`: it was done before.
+fn ended_after(
+    images: &ImagesDir,
+    end: End,
+    sibling: bool,
+    delay: Duration,
+) -> Result<Option<criu_client::Error>, String> {
+    let limits = match end {
+        End::Killed => TimeLimits::default(),
+        End::TimeLimit => TimeLimits::default()
+            .operation(Duration::from_secs(1))
+            .settle(Duration::from_millis(10)),
+    };
+    let signal = match end {
+        End::Killed => nix::sys::signal::Signal::SIGKILL,
+        End::TimeLimit => nix::sys::signal::Signal::SIGSTOP,
+    };
+    let criu = criu().with_limits(limits);
+    let mut threads = Vec::new();
+    let hooks = hook_fn(|notify: Notify| {
+        if notify.script() == Script::PreRestore {
+            // The worker alone: later its forks look the same.
+            let workers = own_workers();
+            threads.push(std::thread::spawn(move || {
+                std::thread::sleep(delay);
+                for worker in workers {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), signal);
+                }
+            }));
+        }
+        std::future::ready(Ok(Reply::Accept))
+    });
+    let result = block_on(async {
+        match sibling {
+            true => criu
+                .restore_child(images, hooks, RestoreOptions::new())
+                .await
+                .map(drop),
+            false => criu
+                .restore(images, hooks, RestoreOptions::new())
+                .await
+                .map(drop),
+        }
+    });
+    for thread in threads {
+        thread.join().map_err(|_| "the killing thread panicked")?;
+    }
+    Ok(result.err())
+}
+
+/// A process that comes up at a pid of the images while CRIU is asked, with every signal blocked as a task's that is being
+/// restored: it is not ours to kill, and nobody can say that nothing runs under that pid.
+fn pid_taken_meanwhile() -> Outcome {
+    let mut victim = Victim::start(Kind::Plain)?;
+    let images = victim.images("images");
+    victim.killed_into(&images, victim.dump_options())?;
+    let traces = Traces::take();
+    let mut stranger = None;
+    let pid = victim.pid;
+    let hooks = hook_fn(|notify: Notify| {
+        if notify.script() == Script::PreRestore {
+            stranger = Some(Stranger::at(pid));
+            return std::future::ready(kill_worker().map(|()| Reply::Accept).map_err(Into::into));
+        }
+        std::future::ready(Ok(Reply::Accept))
+    });
+    let error = match block_on(criu().restore(&images, hooks, RestoreOptions::new())) {
+        Ok(report) => return Err(format!("the restore succeeded: {report:?}")),
+        Err(error) => error,
+    };
+    let stranger = stranger.ok_or("pre-restore never came")??;
+    ensure!(stranger.lives(), "the stranger was killed: {error:?}");
+    ensure!(error.tasks() == TaskState::Unknown, "{error:?}");
+    ensure!(
+        error
+            .left_behind()
+            .iter()
+            .any(|left| left.contains(&format!("process {pid} "))),
+        "{error:?}"
+    );
+    drop((stranger, images));
+    traces.unchanged()
 }
 
 fn zombie_reaped_in_time() -> Outcome {

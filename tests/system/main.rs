@@ -21,6 +21,7 @@ mod roles;
 mod rpc_proto;
 mod runc;
 mod service;
+mod service_ends;
 mod support;
 mod transfer;
 mod victim;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Some("--record-sessions") => return part(recorder::record_sessions(&arguments[2..])),
         Some("--lazy-engine") => return part(interposed::be_a_lazy_engine(&arguments[2..])),
         Some("--client") => return part(matrix::be_a_client(&arguments[2..])),
+        Some("--elsewhere") => return part(service_ends::be_a_client_elsewhere(&arguments[2..])),
         _ => {}
     }
     let mut arguments = Arguments::from_args();
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         transfer::tests(),
         hardship::tests(),
         service::tests(),
+        service_ends::tests(),
         hosts::tests(),
         image_protos::tests(),
         rpc_proto::tests(),

@@ -22,13 +22,26 @@ pub(crate) fn tests() -> Tests {
     named("service/", list)
 }
 
-struct Service {
+/// Ended when it is dropped.
+pub(crate) struct Service {
+    /// What was started.
     child: Child,
+    /// What listens.
+    pub(crate) pid: i32,
     directory: tempfile::TempDir,
 }
 
 impl Service {
-    fn start() -> Result<Self, String> {
+    pub(crate) fn start() -> Result<Self, String> {
+        Self::with_options(&[])
+    }
+
+    /// One that has put itself into the background: who listens is not who made the socket.
+    pub(crate) fn daemon() -> Result<Self, String> {
+        Self::with_options(&["--daemon", "--pidfile", "pid"])
+    }
+
+    fn with_options(options: &[&str]) -> Result<Self, String> {
         let directory = tempfile::tempdir().map_err(text)?;
         let program = criu().program().ok_or("no program")?.to_owned();
         let mut command = Command::new(program);
@@ -38,7 +51,8 @@ impl Service {
         command
             .arg("--work-dir")
             .arg(directory.path())
-            .args(["--log-file", "service.log"]);
+            .args(["--log-file", "service.log"])
+            .args(options);
         // A group of its own: its workers are ended with it.
         command
             .process_group(0)
@@ -46,39 +60,75 @@ impl Service {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         let child = command.spawn().map_err(text)?;
-        let service = Self { child, directory };
+        let pid = child.id().cast_signed();
+        let mut service = Self {
+            child,
+            pid,
+            directory,
+        };
         until("the service listens", || service.socket().exists())?;
         // CRIU makes the socket a moment before it listens.
         until("the service answers", || {
             block_on(service.criu().version()).is_ok()
         })?;
+        if !options.is_empty() {
+            let written = service.directory.path().join("pid");
+            let written = fs::read_to_string(written).map_err(text)?;
+            service.pid = written.trim().parse().map_err(text)?;
+        }
         Ok(service)
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("socket")
     }
 
-    fn criu(&self) -> Criu {
+    pub(crate) fn criu(&self) -> Criu {
         Criu::service(self.socket())
     }
 
     fn group(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(self.child.id().cast_signed())
     }
+
+    /// Kills the process that works on our connection.
+    pub(crate) fn kill_worker(&self) -> Outcome {
+        let workers = children(self.pid);
+        ensure!(workers.len() == 1, "the service's workers are {workers:?}");
+        kill(workers[0])
+    }
+}
+
+pub(crate) fn kill(pid: i32) -> Outcome {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).map_err(text)
+}
+
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .filter(|pid| state(*pid) != Some('Z'))
+        .collect()
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = nix::sys::signal::killpg(self.group(), nix::sys::signal::Signal::SIGKILL);
+        let _ = kill(self.pid);
         let _ = self.child.wait();
-        reap_orphans();
+        until("the service is gone", || {
+            reap_orphans();
+            state(self.pid).is_none()
+        })
+        .unwrap_or_default();
     }
 }
 
 /// The service reaps its workers when it comes to it.
-fn settled(service: &Service, traces: &Traces) -> Outcome {
-    let own = service.child.id().to_string();
+pub(crate) fn settled(service: &Service, traces: &Traces) -> Outcome {
+    let own = service.pid;
     until("the service has reaped its workers", || {
         fs::read_to_string(format!("/proc/{own}/task/{own}/children"))
             .is_ok_and(|list| list.trim().is_empty())

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use criu_client::Criu;
 
-pub(crate) use crate::victim::{Kind, Spec, Victim};
+pub(crate) use crate::victim::{Kind, Spec, Stranger, Victim};
 
 pub(crate) type Outcome = Result<(), String>;
 
@@ -231,10 +231,10 @@ pub(crate) fn is_unlocked(pid: i32) -> Outcome {
     Ok(())
 }
 
-/// Our own worker process, to be killed at a callback.
-pub(crate) fn kill_worker() -> Outcome {
+/// Our own worker processes.
+pub(crate) fn own_workers() -> Vec<i32> {
     let own = std::process::id().to_string();
-    let workers: Vec<i32> = workers_of(std::process::id())
+    workers_of(std::process::id())
         .into_iter()
         .filter(|pid| {
             let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
@@ -244,7 +244,12 @@ pub(crate) fn kill_worker() -> Outcome {
                 .and_then(|(_, rest)| rest.split_whitespace().nth(1).map(str::to_owned));
             program.ends_with("criu") && parent.as_deref() == Some(own.as_str())
         })
-        .collect();
+        .collect()
+}
+
+/// Kills our own worker process, at a callback.
+pub(crate) fn kill_worker() -> Outcome {
+    let workers = own_workers();
     ensure!(!workers.is_empty(), "there is no worker to kill");
     for pid in workers {
         nix::sys::signal::kill(

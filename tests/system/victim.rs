@@ -174,11 +174,13 @@ impl Victim {
     /// Kills and reaps whatever runs under its pid now, restored or not.
     pub(crate) fn end(&mut self) {
         let pid = nix::unistd::Pid::from_raw(self.pid);
-        if self.exists() && self.is_ours() {
+        let foreign = self.exists() && !self.is_ours();
+        if self.exists() && !foreign {
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
         // Detached restores come to us because we are the subreaper; siblings are ours anyway.
-        let _ = nix::sys::wait::waitpid(pid, None);
+        let flags = foreign.then_some(nix::sys::wait::WaitPidFlag::WNOHANG);
+        let _ = nix::sys::wait::waitpid(pid, flags);
     }
 
     fn is_ours(&self) -> bool {
@@ -282,6 +284,57 @@ impl Spec {
             victim.complaint()
         );
         Ok(victim)
+    }
+}
+
+/// A process that has nothing to do with CRIU, at a pid of our choice, with every signal blocked as a task's that is being
+/// restored.
+pub(crate) struct Stranger(std::process::Child);
+
+impl Stranger {
+    pub(crate) fn at(pid: i32) -> Result<Self, String> {
+        for _ in 0..100 {
+            fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).map_err(text)?;
+            let stranger = Self::start()?;
+            if stranger.pid() == pid {
+                return Ok(stranger);
+            }
+        }
+        Err(format!("no process could be made at pid {pid}"))
+    }
+
+    pub(crate) fn start() -> Result<Self, String> {
+        let mut command = Command::new("/bin/sleep");
+        command
+            .arg("1000")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        // SAFETY: both are system calls that touch no memory of the parent.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(|| {
+                nix::unistd::setsid()?;
+                nix::sys::signal::SigSet::all().thread_block()?;
+                Ok(())
+            });
+        }
+        command.spawn().map(Self).map_err(text)
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.0.id().cast_signed()
+    }
+
+    pub(crate) fn lives(&self) -> bool {
+        state(self.pid()).is_some_and(|state| state != 'Z')
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
