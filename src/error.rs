@@ -326,6 +326,12 @@ impl Error {
         )
     }
 
+    /// Adds the known cause behind it.
+    pub(crate) fn with_findings(mut self, findings: Findings) -> Self {
+        self.record.findings = Some(findings);
+        self
+    }
+
     /// Who failed, and how.
     #[must_use]
     pub fn kind(&self) -> &ErrorKind {

@@ -10,8 +10,9 @@ use super::report::RestoreReport;
 use super::settle::Ended;
 use super::tasks::{self, Taken};
 use super::{Criu, ImagesDir, Plan};
+use crate::diagnosis::{self, Findings};
 use crate::error::{Error, OperationKind, Result};
-use crate::image::{PSTREE, ProcessTree, RestoreStats, STATS_RESTORE};
+use crate::image::{ImageError, PSTREE, ProcessTree, RestoreStats, STATS_RESTORE};
 use crate::notify::Hooks;
 use crate::options::{InheritKey, RestoreOptions};
 use crate::rpc::swrk::{Exit, FIRST_REQUEST_FD, reap, reap_in_background};
@@ -216,11 +217,10 @@ impl Criu {
         let deadline = Instant::now() + self.limits.settle;
         while let Some(taken) = tasks::taken(pids) {
             if !taken.zombie || Instant::now() >= deadline {
-                return Err(Error::precondition(
-                    OperationKind::Restore,
-                    in_use(&taken),
-                    None,
-                ));
+                return Err(
+                    Error::precondition(OperationKind::Restore, in_use(&taken), None)
+                        .with_findings(known("pid-in-use", "pid", &taken.pid.to_string())),
+                );
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -242,17 +242,43 @@ fn in_use(taken: &Taken) -> String {
     }
 }
 
+/// What CRIU would have stumbled over.
+fn known(code: &str, name: &str, value: &str) -> Findings {
+    diagnosis::found_before(diagnosis::Operation::Restore, code, &[(name, value)])
+}
+
 /// The pids and thread ids that the images' tasks get in our own pid namespace; none when they bring their own.
 fn own_pids(images: &ImagesDir) -> Result<Vec<i32>> {
     let tree = ProcessTree::read(images.as_fd(), PSTREE).map_err(|source| {
-        let what = match images.contains("inventory.img") {
+        let complete = images.contains("inventory.img");
+        let what = match complete {
             true => format!("the images in {} cannot be read: {source}", images.path().display()),
             false => format!(
                 "{} holds no complete dump (inventory.img or pstree.img is missing): give the directory that was dumped into",
                 images.path().display()
             ),
         };
-        Error::precondition(OperationKind::Restore, what, None)
+        let error = Error::precondition(OperationKind::Restore, what, None);
+        let stem = PSTREE.trim_end_matches(".img");
+        match &source {
+            _ if !complete => error.with_findings(known("no-checkpoint-here", "image", PSTREE)),
+            ImageError::WrongMagic { .. } => {
+                error.with_findings(known("image-not-criu", "image", PSTREE))
+            }
+            ImageError::Truncated { offset: 0, available: 0, .. } => {
+                error.with_findings(known("image-empty", "image", PSTREE))
+            }
+            ImageError::Truncated { .. } => {
+                error.with_findings(known("image-truncated", "image", stem))
+            }
+            ImageError::Malformed { .. } => {
+                error.with_findings(known("image-garbled", "image", PSTREE))
+            }
+            source if source.is_not_found() => {
+                error.with_findings(known("image-missing", "image", PSTREE))
+            }
+            _ => error,
+        }
     })?;
     // The root of a pid namespace is its number 1, and nobody else is.
     if tree.root().pid == 1 {

@@ -402,17 +402,36 @@ fn from_numbers(
         _ if signal.is_some() => "criu-crashed",
         _ => return None,
     };
-    let cause = known_cause(code)?;
     let number = signal.map(|signal| signal.to_string());
     let captures: Vec<(&str, &str)> = number
         .iter()
         .map(|number| ("signal", number.as_str()))
         .collect();
+    by_code(code, &captures)
+}
+
+fn by_code(code: &str, captures: &[(&str, &str)]) -> Option<Diagnosis> {
+    let cause = known_cause(code)?;
     Some(Diagnosis {
         code: cause.code,
         area: cause.area,
-        summary: fill(cause.summary, &captures),
-        remedy: fill(cause.remedy, &captures),
+        summary: fill(cause.summary, captures),
+        remedy: fill(cause.remedy, captures),
         line: None,
     })
+}
+
+/// A cause that was found without asking CRIU, who would have said nothing else. `captures` fill the catalogue's sentence.
+pub(crate) fn found_before(
+    operation: Operation,
+    code: &str,
+    captures: &[(&str, &str)],
+) -> Findings {
+    Findings {
+        diagnosis: by_code(code, captures),
+        ..examine(Examination {
+            operation,
+            ..Examination::default()
+        })
+    }
 }

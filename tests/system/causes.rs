@@ -243,18 +243,10 @@ fn failed_restore(
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(report.pid), None);
             Err(format!("the restore succeeded: {report:?}"))
         }
-        Err(error) if BEFORE_CRIU.contains(&cause.code) => {
-            ensure!(
-                matches!(error.kind(), ErrorKind::Precondition { .. }),
-                "{error:?}"
-            );
-            ensure!(error.tasks() == TaskState::Absent, "{error:?}");
-            Ok(())
-        }
         Err(error) => {
             recognised(&error, cause.code)?;
             ensure!(
-                state(pid).is_none_or(|state| state == 'Z'),
+                cause.code == "pid-in-use" || state(pid).is_none_or(|state| state == 'Z'),
                 "process {pid} is {:?}",
                 state(pid)
             );
@@ -267,10 +259,11 @@ fn failed_restore(
 fn recognised(error: &Error, code: &str) -> Outcome {
     let found = error.diagnosis().map(|diagnosis| diagnosis.code);
     ensure!(found == Some(code), "recognised as {found:?}: {error:?}");
-    ensure!(
-        matches!(error.kind(), ErrorKind::Refused { .. }),
-        "{error:?}"
-    );
+    let at_home = match BEFORE_CRIU.contains(&code) {
+        true => matches!(error.kind(), ErrorKind::Precondition { .. }),
+        false => matches!(error.kind(), ErrorKind::Refused { .. }),
+    };
+    ensure!(at_home, "{error:?}");
     let expected = match error.operation() {
         criu_client::OperationKind::Dump => TaskState::Running,
         _ => TaskState::Absent,

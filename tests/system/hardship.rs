@@ -432,6 +432,8 @@ fn taken(images: &ImagesDir, words: &[&str]) -> Outcome {
         "{error:?}"
     );
     ensure!(error.tasks() == TaskState::Absent, "{error:?}");
+    let code = error.diagnosis().map(|diagnosis| diagnosis.code);
+    ensure!(code == Some("pid-in-use"), "{code:?} of {error:?}");
     let said = error.to_string();
     for word in words {
         ensure!(said.contains(word), "{word:?} is not in {said:?}");

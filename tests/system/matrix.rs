@@ -362,16 +362,6 @@ fn killed_client(
     let owner = client.id();
     client.kill().map_err(text)?;
     client.wait().map_err(text)?;
-    // The lazy dump that waits for a connection notices nothing: it is the one thing that outlives its client.
-    if lazy {
-        for worker in workers_of(owner) {
-            nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(worker),
-                nix::sys::signal::Signal::SIGKILL,
-            )
-            .map_err(text)?;
-        }
-    }
     until("criu has noticed that its client is gone", || {
         let gone = workers_of(owner).is_empty();
         reap_orphans();
