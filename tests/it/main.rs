@@ -2,8 +2,10 @@
 
 mod cli;
 mod cli_criu;
+mod connection;
 mod harness;
 mod hooks;
+mod interrupted;
 mod lifecycle;
 mod page_server;
 mod property;
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         hooks::CASES,
         lifecycle::CASES,
         worker::CASES,
+        connection::CASES,
+        interrupted::CASES,
         property::CASES,
     ];
     harness::main(
