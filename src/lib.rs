@@ -54,8 +54,8 @@ pub mod testing;
 mod version;
 
 pub use criu::{
-    Answer, Criu, DetachedPageServer, Details, DumpReport, Features, IgnoredRefusal, ImagesDir,
-    LazyPages, LazyPagesOptions, Operation, PageServer, Phase, PreDumpReport, Report,
+    Answer, Connection, Criu, DetachedPageServer, Details, DumpReport, Features, IgnoredRefusal,
+    ImagesDir, LazyPages, LazyPagesOptions, Operation, PageServer, Phase, PreDumpReport, Report,
     RestoreReport, RestoredChild, RestoredRoot, TimeLimits, Timings, Verdict,
 };
 pub use error::{Errno, Error, ErrorKind, HookFailure, OperationKind, Result, TaskState};

@@ -66,14 +66,21 @@ pub(super) async fn run(context: &Context, check: &Check) -> Result<ExitCode, Fa
 }
 
 async fn ask(criu: &Criu, options: CheckOptions) -> Result<Checked, Error> {
-    let criu_version = criu.version().await?;
-    let error = match criu.check(options).await {
+    // All over one connection, unless one of the answers ends it.
+    let mut connection = criu.connect().await?;
+    let criu_version = connection.version().clone();
+    let features = connection.features().await;
+    let checked = match connection.is_open() {
+        true => connection.check(options).await,
+        false => criu.check(options).await,
+    };
+    let error = match checked {
         Ok(_) => None,
         // The answer to the question; anything else is a failure to get one.
         Err(error) if matches!(error.kind(), ErrorKind::Refused { .. }) => Some(error),
         Err(error) => return Err(error),
     };
-    let features = match (criu.features().await, &error) {
+    let features = match (features, &error) {
         (Ok(features), _) => Some(features),
         // What keeps CRIU from checking may keep it from this too, and is told already.
         (Err(_), Some(_)) => None,

@@ -72,10 +72,13 @@ struct Found {
 pub(super) async fn run(context: &Context) -> Result<ExitCode, Failure> {
     let criu = context.criu(Vec::new())?;
     let asked = async {
-        Ok::<_, criu_client::Error>(Found {
-            criu_version: criu.version().await?,
-            features: criu.features().await?,
-        })
+        let mut connection = criu.connect().await?;
+        let found = Found {
+            criu_version: connection.version().clone(),
+            features: connection.features().await?,
+        };
+        connection.close().await;
+        Ok::<_, criu_client::Error>(found)
     };
     let found = Interrupts::new()?
         .guard(

@@ -6,6 +6,7 @@
 //! Whatever happens, the worker is reaped and the tasks are left as documented: [`settle`] is the one road there.
 
 mod care;
+mod connection;
 mod dump;
 mod half_restored;
 mod images;
@@ -25,6 +26,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use connection::Connection;
 pub use images::ImagesDir;
 pub use info::{Features, Verdict};
 pub use lazy_pages::{LazyPages, LazyPagesOptions};

@@ -82,23 +82,38 @@ impl Criu {
         self.begin_in(plan, span.clone()).instrument(span).await
     }
 
-    async fn begin_in(&self, plan: Plan, span: Span) -> Result<Held> {
-        let kind = plan.kind;
+    async fn begin_in(&self, mut plan: Plan, span: Span) -> Result<Held> {
         self.allows(&plan)?;
         let mark = mark();
-        let (worker, socket) = self.connect(&plan, &mark).await?;
+        let (mut running, answer) = self.open(&mut plan, &mark, span).await?;
+        if plan.kind == OperationKind::Version {
+            running.answer = Some(answer);
+            return Ok(Held::new(running));
+        }
+        let message = match running.prepare(plan, &mark) {
+            Ok(message) => message,
+            Err(error) => {
+                abandon(running).await;
+                return Err(error);
+            }
+        };
+        if let Err(trouble) = running.send(&message).await {
+            return Err(fail(running, trouble).await);
+        }
+        Ok(Held::new(running))
+    }
+
+    /// Makes the connection and asks the version on it. Nothing else follows there if that is what is planned.
+    pub(super) async fn open(
+        &self,
+        plan: &mut Plan,
+        mark: &str,
+        span: Span,
+    ) -> Result<(Running, Box<CriuResp>)> {
+        let kind = plan.kind;
+        let (worker, socket) = self.connect_for(plan, mark).await?;
         // The worker has its copies.
-        let Plan {
-            prepared:
-                Prepared {
-                    mut opts,
-                    held,
-                    unknown,
-                    inherited,
-                },
-            ..
-        } = plan;
-        drop(inherited);
+        plan.prepared.inherited.clear();
         let watch = match worker.as_ref().map(Worker::exit_watch).transpose() {
             Ok(watch) => watch.flatten(),
             Err(error) => {
@@ -122,10 +137,10 @@ impl Criu {
             peer: None,
             watch,
             version: Version::new(0, 0, 0),
-            images: plan.images,
+            images: None,
             work: None,
             log: None,
-            held,
+            held: Vec::new(),
             care: Care::Nothing,
             limits: self.limits.clone(),
             deadline: self.limits.operation.map(|limit| Instant::now() + limit),
@@ -140,90 +155,23 @@ impl Criu {
             answer: None,
             trouble: None,
         };
-        // Nothing else follows where that is the question.
-        let answer = match running.ask_version(kind != OperationKind::Version).await {
-            Ok(answer) => answer,
+        let keep_open = kind != OperationKind::Version || plan.keep_open;
+        match running.ask_version(keep_open).await {
+            Ok(answer) => {
+                running
+                    .span
+                    .record("version", tracing::field::display(&running.version));
+                Ok((running, answer))
+            }
             Err(trouble) => {
                 let lost = matches!(trouble, Trouble::Lost);
                 let error = fail(running, trouble).await;
-                return Err(match lost {
+                Err(match lost {
                     true => self.or_too_old(error).await,
                     false => error,
-                });
-            }
-        };
-        running
-            .span
-            .record("version", tracing::field::display(&running.version));
-        if kind == OperationKind::Version {
-            running.answer = Some(answer);
-            return Ok(Held::new(running));
-        }
-        let request = (plan.request)(&running.version);
-
-        let newer = newer_than(&opts, &running.version);
-        if let Some(unsupported) = unsupported(&newer, &running.version) {
-            abandon(running).await;
-            return Err(Error::before(kind, unsupported));
-        }
-
-        if let Some(images) = &running.images {
-            opts.images_dir_fd = images.as_fd().as_raw_fd();
-        }
-        running.work = match work_dir(&running.held, opts.work_dir_fd) {
-            Some(Ok(work)) => Some(work),
-            Some(Err(error)) => {
-                abandon(running).await;
-                return Err(Error::precondition(
-                    kind,
-                    "the work directory is no directory",
-                    Some(error),
-                ));
-            }
-            None => running.images.clone(),
-        };
-        let own_log = opts.log_to_stderr != Some(true) || opts.log_file.is_some();
-        if let (Some(stem), Some(work), true) = (plan.log, &running.work, own_log) {
-            let log = match opts.log_file.take() {
-                Some(name) => Log::replace(work.clone(), name),
-                None => Log::reserve(work.clone(), stem),
-            };
-            match log {
-                Ok(log) => {
-                    opts.log_file = Some(log.name().to_owned());
-                    running.log = Some(log);
-                }
-                Err(error) => {
-                    let what = format!("no log can be written in {}", work.path().display());
-                    abandon(running).await;
-                    return Err(Error::precondition(kind, what, Some(error)));
-                }
+                })
             }
         }
-        opts.pid = plan.pid;
-        opts.notify_scripts = plan.notify.then_some(true);
-        opts.rst_sibling = plan.sibling.then_some(true);
-        running.care = (plan.care)(Ground {
-            same_pids: running.same_pids(),
-            trail: Trail {
-                mark: running.worker.is_some().then_some(mark),
-                log: running.log.as_ref().and_then(Log::file),
-            },
-        });
-
-        let message = CriuReq {
-            r#type: request.into(),
-            keep_open: plan.keep_open.then_some(true),
-            features: plan.features,
-            opts: Some(opts),
-            ..Default::default()
-        };
-        running.session = Session::new(request);
-        running.clock = Clock::start();
-        if let Err(trouble) = running.send(&encode_request(message, &unknown)).await {
-            return Err(fail(running, trouble).await);
-        }
-        Ok(Held::new(running))
     }
 
     /// Refuses what only a worker of our own can do, before there is a connection.
@@ -276,7 +224,7 @@ impl Criu {
         })
     }
 
-    async fn connect(&self, plan: &Plan, mark: &str) -> Result<(Option<Worker>, Socket)> {
+    async fn connect_for(&self, plan: &Plan, mark: &str) -> Result<(Option<Worker>, Socket)> {
         let start_error = |program: &Path, source| {
             Error::before(
                 plan.kind,
@@ -327,6 +275,73 @@ impl Criu {
 }
 
 impl Running {
+    /// Takes over what `plan` has for CRIU and makes the request of it. On an error nothing has come of it but that.
+    pub(super) fn prepare(&mut self, plan: Plan, mark: &str) -> Result<Vec<u8>> {
+        let kind = plan.kind;
+        let Prepared {
+            mut opts,
+            held,
+            unknown,
+            inherited: _,
+        } = plan.prepared;
+        let request = (plan.request)(&self.version);
+        let newer = newer_than(&opts, &self.version);
+        if let Some(unsupported) = unsupported(&newer, &self.version) {
+            return Err(Error::before(kind, unsupported));
+        }
+        if let Some(images) = &plan.images {
+            opts.images_dir_fd = images.as_fd().as_raw_fd();
+        }
+        let work = match work_dir(&held, opts.work_dir_fd) {
+            Some(Ok(work)) => Some(work),
+            Some(Err(error)) => {
+                let what = "the work directory is no directory";
+                return Err(Error::precondition(kind, what, Some(error)));
+            }
+            None => plan.images.clone(),
+        };
+        let own_log = opts.log_to_stderr != Some(true) || opts.log_file.is_some();
+        let mut own = None;
+        if let (Some(stem), Some(work), true) = (plan.log, &work, own_log) {
+            let log = match opts.log_file.take() {
+                Some(name) => Log::replace(work.clone(), name),
+                None => Log::reserve(work.clone(), stem),
+            };
+            let log = log.map_err(|error| {
+                let what = format!("no log can be written in {}", work.path().display());
+                Error::precondition(kind, what, Some(error))
+            })?;
+            opts.log_file = Some(log.name().to_owned());
+            own = Some(log);
+        }
+        opts.pid = plan.pid;
+        opts.notify_scripts = plan.notify.then_some(true);
+        opts.rst_sibling = plan.sibling.then_some(true);
+
+        self.kind = kind;
+        self.images = plan.images;
+        self.work = work;
+        self.log = own;
+        self.held = held;
+        self.care = (plan.care)(Ground {
+            same_pids: self.same_pids(),
+            trail: Trail {
+                mark: self.worker.is_some().then(|| mark.to_owned()),
+                log: self.log.as_ref().and_then(Log::file),
+            },
+        });
+        self.session = Session::new(request);
+        self.clock = Clock::start();
+        let message = CriuReq {
+            r#type: request.into(),
+            keep_open: plan.keep_open.then_some(true),
+            features: plan.features,
+            opts: Some(opts),
+            ..Default::default()
+        };
+        Ok(encode_request(message, &unknown))
+    }
+
     async fn ask_version(&mut self, keep_open: bool) -> Result<Box<CriuResp>, Trouble> {
         let request = CriuReq {
             r#type: CriuReqType::Version.into(),

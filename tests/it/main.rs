@@ -2,9 +2,11 @@
 
 mod cli;
 mod cli_criu;
+mod connection;
 mod harness;
 mod hooks;
 mod interpose;
+mod interrupted;
 mod lifecycle;
 mod page_server;
 mod property;
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
         interpose::CASES,
         lifecycle::CASES,
         worker::CASES,
+        connection::CASES,
+        interrupted::CASES,
         property::CASES,
         replay::CASES,
         replay::sessions::CASES,

@@ -1,6 +1,7 @@
 //! The tests that need root and a real CRIU. See `docs/testing.md`.
 
 mod causes;
+mod connection;
 mod contain;
 mod core;
 mod cpuinfo;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         .collect();
     let lists = [
         core::tests(),
+        connection::tests(),
         kept::tests(),
         namespaces::tests(),
         transfer::tests(),
