@@ -16,6 +16,7 @@ mod pycriu;
 mod roles;
 mod rpc_proto;
 mod runc;
+mod seen;
 mod service;
 mod service_ends;
 mod support;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         namespaces::tests(),
         transfer::tests(),
         hardship::tests(),
+        seen::tests(),
         service::tests(),
         service_ends::tests(),
         hosts::tests(),
