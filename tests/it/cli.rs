@@ -59,7 +59,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-fn criuctl(line: &[&str]) -> Command {
+pub(crate) fn criuctl(line: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_criuctl"));
     command
         .args(line)

@@ -5,6 +5,7 @@ mod harness;
 mod hooks;
 mod lifecycle;
 mod page_server;
+mod preconditions;
 mod property;
 mod protocol;
 mod support;
@@ -26,5 +27,7 @@ fn main() -> ExitCode {
         worker::CASES,
         property::CASES,
     ];
-    harness::main(&cases, &["worker::"], cli::tests())
+    let mut others = cli::tests();
+    others.extend(preconditions::tests());
+    harness::main(&cases, &["worker::"], others)
 }
