@@ -3,6 +3,10 @@
 //! Another process plays CRIU (this program started again, speaking the protocol on descriptor 3), and asks as fast as it
 //! is answered. Beside it stand two processes that pass datagrams of the same sizes to and fro with blocking reads and
 //! nothing else: less than that no client can do. Both are timed in the same place, where the callback is answered.
+//!
+//! Where the scheduler puts the two processes changes the figures more than anything that either does. With
+//! `APART=0,1` in the environment each has one of these processors to itself, in every variant; `taskset -c 0` puts both
+//! on one.
 #![allow(clippy::print_stdout)]
 
 mod support;
@@ -20,6 +24,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::runtime::Runtime;
 
 use support::Series;
@@ -41,11 +46,27 @@ const CALLBACKS: u64 = 4000;
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Ok(processors) = std::env::var("APART") {
+        keep_apart(
+            &processors,
+            arguments
+                .get(1)
+                .is_some_and(|option| option.ends_with("peer")),
+        )?;
+    }
     match arguments[..] {
         [_, "--peer", count, "swrk", fd] => play_criu(count.parse()?, fd.parse()?),
         [_, "--raw-peer", count] => play_raw(count.parse()?),
         _ => measure(),
     }
+}
+
+/// Keeps this process, and all threads that it will have, to one of the two processors named.
+fn keep_apart(processors: &str, is_peer: bool) -> Result<()> {
+    let (ours, theirs) = processors.split_once(',').ok_or("write APART=0,1")?;
+    let mut set = CpuSet::new();
+    set.set(if is_peer { theirs } else { ours }.parse()?);
+    Ok(sched_setaffinity(None, &set)?)
 }
 
 fn measure() -> Result<()> {

@@ -130,11 +130,20 @@ impl Serialize for Errno {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// CRIU could not be started, or its service not be reached. Nothing has happened to any task.
+    /// CRIU could not be started. Nothing has happened to any task.
     #[error("criu at {} could not be started", program.display())]
     Start {
-        /// The program or the service's socket.
+        /// The program.
         program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket of a `criu service` could not be connected to. Nothing has happened to any task.
+    #[error("the criu service at {} could not be reached", socket.display())]
+    Connect {
+        /// The service's socket.
+        socket: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
@@ -329,12 +338,13 @@ impl Error {
         &self.kind
     }
 
-    /// A stable word for [`Error::kind`], as it stands in the JSON form: `start`, `transport`, `lost`, `protocol`,
-    /// `refused`, `hook`, `unsupported`, `invalid-option`, `precondition`, `time-limit` or `cancelled`.
+    /// A stable word for [`Error::kind`], as it stands in the JSON form: `start`, `connect`, `transport`, `lost`,
+    /// `protocol`, `refused`, `hook`, `unsupported`, `invalid-option`, `precondition`, `time-limit` or `cancelled`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self.kind {
             ErrorKind::Start { .. } => "start",
+            ErrorKind::Connect { .. } => "connect",
             ErrorKind::Transport { .. } => "transport",
             ErrorKind::Lost { .. } => "lost",
             ErrorKind::Protocol(_) => "protocol",

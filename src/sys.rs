@@ -1,5 +1,5 @@
-//! The only file that may use `unsafe`: starting a process with an exact descriptor table, and registering a pidfd with
-//! tokio. Everything else goes through safe wrappers (rustix, nix).
+//! The only file that may use `unsafe`: starting a process with an exact descriptor table, and registering descriptors
+//! with tokio. Everything else goes through safe wrappers (rustix, nix).
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -306,14 +306,19 @@ pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(())
 }
 
+/// A descriptor that a tokio task can wait on, for this and nothing else: whoever waits for one kind of readiness is not
+/// woken by the other. Must be made within a runtime.
+pub(crate) fn registered(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned, so it stays open until the registration, which holds it, is dropped.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
 /// A pidfd that a tokio task can wait on. Must be made within a runtime.
 pub(crate) struct ExitWatch(AsyncFd<OwnedFd>);
 
 impl ExitWatch {
     pub(crate) fn new(pidfd: OwnedFd) -> io::Result<Self> {
-        // SAFETY: the descriptor is owned, so it stays open until the registration, which holds it, is dropped.
-        let registered = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        registered.map(Self).map_err(io::Error::from)
+        registered(pidfd, Interest::READABLE).map(Self)
     }
 
     /// Completes when the process has ended (it may still be a zombie). Cancel safe.

@@ -29,6 +29,8 @@ struct Checkpointed<'a, R> {
 }
 
 pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<ExitCode, Failure> {
+    // Wrong usage is told to whoever may use it.
+    checkpoint.page_server()?;
     context.demand_root(checkpoint.security.unprivileged)?;
     if checkpoint.dump_memory.lazy_pages {
         context.output.warn(

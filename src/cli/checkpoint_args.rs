@@ -94,7 +94,7 @@ pub(super) struct DumpImages {
     pub(super) compress_acceleration: Option<u32>,
 
     /// Bytes that are compressed together: a multiple of the page size, at most 4M
-    #[arg(long, requires = "compress", value_name = "SIZE", value_parser = values::size)]
+    #[arg(long, visible_alias = "compress-block", requires = "compress", value_name = "SIZE", value_parser = values::size)]
     pub(super) compress_block_size: Option<u64>,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct DumpTasks {
     #[arg(long, short = 'R', conflicts_with = "leave_stopped")]
     pub(super) leave_running: bool,
 
-    /// How long seizing and freezing the tasks may take; 0s for no limit [CRIU's default: 10s]
+    /// How long seizing and freezing the tasks may take, which is `criu --timeout`; 0s for no limit [CRIU's default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub(super) freeze_timeout: Option<Duration>,
 
@@ -132,9 +132,13 @@ pub(super) struct DumpFiles {
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub(super) ghost_limit: Option<u64>,
 
-    /// Read deleted but open files by their extents
-    #[arg(long)]
+    /// Read deleted but open files by their extents (CRIU 3.18, whose default it is)
+    #[arg(long, overrides_with = "no_ghost_fiemap")]
     pub(super) ghost_fiemap: bool,
+
+    /// Look for the data of deleted but open files by seeking (CRIU 3.18)
+    #[arg(long, overrides_with = "ghost_fiemap")]
+    pub(super) no_ghost_fiemap: bool,
 
     /// Find the paths of watched files (inotify, fanotify) by scanning
     #[arg(long)]
@@ -156,12 +160,20 @@ pub(super) struct DumpNetwork {
     #[arg(long, value_name = "METHOD", value_parser = values::words(NetworkLock::ALL, NetworkLock::as_str))]
     pub(super) network_lock: Option<NetworkLock>,
 
-    /// Send pages to the page server there; with --lazy-pages, serve them at this port
-    #[arg(long, value_name = "HOST:PORT", value_parser = values::host_port)]
-    pub(super) page_server: Option<HostPort>,
+    /// Send pages to the page server there, or at --address and --port; with --lazy-pages, serve them at this port
+    #[arg(long, num_args = 0..=1, value_name = "HOST:PORT", value_parser = values::host_port)]
+    pub(super) page_server: Option<Option<HostPort>>,
+
+    /// Host of the page server
+    #[arg(long, value_name = "HOST", value_parser = values::host, requires = "port")]
+    pub(super) address: Option<String>,
+
+    /// Port of the page server; with --lazy-pages, port to serve pages at
+    #[arg(long, value_name = "PORT", value_parser = values::port)]
+    pub(super) port: Option<u16>,
 
     /// Send pages through this inherited descriptor, a connected stream socket
-    #[arg(long, value_name = "FD", value_parser = values::descriptor, conflicts_with = "page_server")]
+    #[arg(long, value_name = "FD", value_parser = values::descriptor, conflicts_with_all = ["address", "port"])]
     pub(super) ps_socket: Option<i32>,
 }
 
@@ -207,11 +219,11 @@ pub(super) struct DumpMemory {
     #[arg(long, requires = "pre_dump", value_name = "MODE", value_parser = values::words(PreDumpMode::ALL, PreDumpMode::as_str))]
     pub(super) pre_dump_mode: Option<PreDumpMode>,
 
-    /// Leave memory out of the images and serve it at the port of --page-server until the restore has fetched it
+    /// Leave memory out of the images and serve it at --port, or that of --page-server, until the restore has fetched it
     ///
     /// CRIU listens on every address of this machine, whatever host is given, and the checkpoint ends with the first
     /// connection that closes: let only the destination reach the port.
-    #[arg(long, requires = "page_server")]
+    #[arg(long)]
     pub(super) lazy_pages: bool,
 
     /// Inherited descriptor that CRIU writes a zero byte to when a lazy checkpoint is ready to serve pages
@@ -250,11 +262,12 @@ impl Checkpoint {
     pub(super) fn program_arguments(&self) -> Vec<OsString> {
         let mut arguments = self.criu.program_arguments();
         arguments.extend(self.criu_more.program_arguments());
-        arguments.extend(
-            self.dump_files
-                .ghost_fiemap
-                .then(|| "--ghost-fiemap".into()),
-        );
+        for (given, argument) in [
+            (self.dump_files.ghost_fiemap, "--ghost-fiemap"),
+            (self.dump_files.no_ghost_fiemap, "--no-ghost-fiemap"),
+        ] {
+            arguments.extend(given.then(|| argument.into()));
+        }
         arguments
     }
 
@@ -337,16 +350,59 @@ impl Checkpoint {
         }
     }
 
+    /// Where pages go, with the descriptor left out: runc's form `--page-server HOST:PORT`, or CRIU's with `--address` and
+    /// `--port`, of which a lazy dump has the port alone.
+    pub(super) fn page_server(&self) -> Result<Option<HostPort>, Failure> {
+        let DumpNetwork {
+            page_server,
+            address,
+            port,
+            ps_socket,
+            ..
+        } = &self.dump_network;
+        let lazy = self.dump_memory.lazy_pages;
+        match (page_server, address, *port) {
+            (Some(Some(_)), ..) if ps_socket.is_some() => Err(Failure::usage(
+                "--page-server HOST:PORT and --ps-socket name two places for the pages",
+            )
+            .hint("leave one of them out; --page-server alone may stand beside --ps-socket")),
+            (Some(Some(server)), None, None) => Ok(Some(server.clone())),
+            (Some(Some(_)), ..) => Err(Failure::usage(
+                "--page-server HOST:PORT does not go with --address and --port",
+            )
+            .hint("write --page-server alone, or leave --address and --port out")),
+            (_, None, None) if ps_socket.is_some() && !lazy => Ok(None),
+            (Some(None), Some(host), Some(port)) => Ok(Some(HostPort {
+                host: host.clone(),
+                port,
+            })),
+            // CRIU listens on every address then, whatever is given.
+            (_, host, Some(port)) if lazy => Ok(Some(HostPort {
+                host: host.as_deref().unwrap_or("0.0.0.0").to_owned(),
+                port,
+            })),
+            (_, None, None) if lazy => Err(Failure::usage(
+                "--lazy-pages needs the port to serve pages at",
+            )
+            .hint("give it as --port PORT")),
+            (Some(None), ..) => Err(Failure::usage("--page-server needs a host and a port")
+                .hint("write --page-server HOST:PORT, or give --address and --port as well")),
+            (None, _, Some(_)) => Err(Failure::usage(
+                "--address and --port are those of a page server",
+            )
+            .hint("add --page-server to send pages there")),
+            (None, _, None) => Ok(None),
+        }
+    }
+
     /// Where pages go.
     pub(super) fn page_transport(&self) -> Result<Option<PageTransport>, Failure> {
-        Ok(
-            match (&self.dump_network.page_server, self.dump_network.ps_socket) {
-                (Some(server), _) => Some(PageTransport::tcp(&server.host, server.port)),
-                (None, Some(number)) => {
-                    Some(PageTransport::Connected(inherited(number, "--ps-socket")?))
-                }
-                (None, None) => None,
-            },
-        )
+        Ok(match (self.page_server()?, self.dump_network.ps_socket) {
+            (Some(server), _) => Some(PageTransport::tcp(server.host, server.port)),
+            (None, Some(number)) => {
+                Some(PageTransport::Connected(inherited(number, "--ps-socket")?))
+            }
+            (None, None) => None,
+        })
     }
 }

@@ -1,5 +1,6 @@
 //! What a verb fails with: how it is told, and the exit status it becomes.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io;
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use criu_client::container;
 use criu_client::diagnosis::{Area, Diagnosis};
+use criu_client::testing::Departure;
 use criu_client::{Error, ErrorKind, OperationKind, TaskState};
 
 use super::output::{Format, Output, Painter, say};
@@ -64,6 +66,7 @@ pub(super) struct Own {
     operation: Option<OperationKind>,
     tasks: Option<TaskState>,
     diagnosis: Option<Diagnosis>,
+    departure: Option<Departure>,
 }
 
 impl From<Error> for Failure {
@@ -89,6 +92,7 @@ impl Failure {
             operation: None,
             tasks: None,
             diagnosis: None,
+            departure: None,
         }))
     }
 
@@ -122,6 +126,28 @@ impl Failure {
         if let Self::Own(own) = &mut failure {
             own.operation = Some(operation);
             own.tasks = Some(tasks);
+        }
+        failure
+    }
+
+    /// A signal ended what is no operation of CRIU's.
+    pub(super) fn stopped(signal: &str, message: impl std::fmt::Display) -> Self {
+        Self::own(
+            Status::Interrupted,
+            "cancelled",
+            format!("{signal}: {message}"),
+        )
+    }
+
+    /// The client of a replay did otherwise than was recorded.
+    pub(super) fn departed(departure: Departure) -> Self {
+        let mut failure = Self::own(
+            Status::Failed,
+            "departed",
+            format!("the client departed from the recording: {departure}"),
+        );
+        if let Self::Own(own) = &mut failure {
+            own.departure = Some(departure);
         }
         failure
     }
@@ -235,6 +261,8 @@ impl Own {
             #[serde(skip_serializing_if = "Option::is_none")]
             tasks: Option<TaskState>,
             #[serde(skip_serializing_if = "Option::is_none")]
+            departure: Option<&'a Departure>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             findings: Option<Findings<'a>>,
         }
         #[derive(Serialize)]
@@ -252,6 +280,7 @@ impl Own {
                 .diagnosis
                 .as_ref()
                 .map(|diagnosis| Findings { diagnosis }),
+            departure: self.departure.as_ref(),
         }
     }
 
@@ -293,7 +322,9 @@ impl<'a> OfContainer<'a> {
 
 fn status_of(error: &Error) -> Status {
     match error.kind() {
-        ErrorKind::Start { .. } | ErrorKind::Unsupported { .. } => Status::Missing,
+        ErrorKind::Start { .. } | ErrorKind::Connect { .. } | ErrorKind::Unsupported { .. } => {
+            Status::Missing
+        }
         ErrorKind::InvalidOption(_) => Status::Usage,
         ErrorKind::Hook { .. } => Status::HookRefused,
         ErrorKind::TimeLimit { .. } => Status::TimeLimit,
@@ -304,7 +335,7 @@ fn status_of(error: &Error) -> Status {
         } if source.kind() == io::ErrorKind::PermissionDenied => Status::Missing,
         // CRIU tried, and what it lacked is known.
         _ => match error.diagnosis().map(|diagnosis| diagnosis.area) {
-            Some(Area::Privileges | Area::Kernel) => Status::Missing,
+            Some(Area::Privileges | Area::Kernel | Area::Build) => Status::Missing,
             _ => Status::Failed,
         },
     }
@@ -384,13 +415,27 @@ fn of_criu(error: &Error, verbose: bool) -> String {
             text.cause(&diagnosis.summary);
             text.hint(Some(&diagnosis.remedy));
         }
-        None => text.hint(hint_of(error.kind())),
+        None => text.hint(hint_of(error.kind()).as_deref()),
     }
     text.0
 }
 
-fn hint_of(kind: &ErrorKind) -> Option<&'static str> {
-    match kind {
+fn hint_of(kind: &ErrorKind) -> Option<Cow<'static, str>> {
+    let hint = match kind {
+        ErrorKind::Connect { socket, source } => {
+            return match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    Some(Cow::Owned(format!(
+                        "nothing listens there: start a service as root with `criu service --address {}`, or leave --service out",
+                        socket.display()
+                    )))
+                }
+                io::ErrorKind::PermissionDenied => {
+                    Some("run this as a user who may open the socket, such as root".into())
+                }
+                _ => None,
+            };
+        }
         ErrorKind::Start { source, .. } if source.kind() == io::ErrorKind::NotFound => Some(
             "install CRIU (most distributions' package is called criu), or name it with --criu PATH",
         ),
@@ -401,7 +446,8 @@ fn hint_of(kind: &ErrorKind) -> Option<&'static str> {
             Some("leave it out, or name another CRIU with --criu PATH")
         }
         _ => None,
-    }
+    };
+    hint.map(Cow::Borrowed)
 }
 
 fn chain(mut source: Option<&dyn StdError>) -> Vec<String> {

@@ -16,6 +16,7 @@ mod man;
 mod options;
 mod output;
 mod page_server;
+mod replay;
 mod report;
 mod restore;
 mod restore_args;
@@ -90,8 +91,9 @@ struct Global {
     )]
     log_format: LogFormat,
 
-    /// Limit of the whole operation, hooks included, such as 30s; it is cancelled when that has passed
-    #[arg(long, global = true, value_name = "DURATION", value_parser = values::limit)]
+    /// Limit of the whole operation, hooks included, such as 30s; it is cancelled when that has passed. What CRIU calls
+    /// --timeout is `checkpoint --freeze-timeout`
+    #[arg(long, global = true, value_name = "DURATION", value_parser = values::whole_limit)]
     timeout: Option<Duration>,
 
     /// Limit of one hook, such as 5s; the callback is refused when that has passed
@@ -119,6 +121,7 @@ enum Verb {
     Trace(Box<trace::Trace>),
     Interpose(Box<interpose::Interpose>),
     Explain(explain::Explain),
+    Replay(replay::ReplayArgs),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -225,6 +228,7 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::PageServer(page_server) => page_server::run(context, &page_server).await,
         Verb::Trace(trace) => trace::run(context, &trace).await,
         Verb::Interpose(interpose) => interpose::run(context, &interpose).await,
+        Verb::Replay(replay) => replay::run(context, &replay).await,
         Verb::Explain(_) | Verb::Completions(_) | Verb::Man(_) => Ok(ExitCode::SUCCESS),
     }
 }

@@ -53,8 +53,9 @@ pub(super) struct Tasks {
     #[arg(long, short = 'j')]
     pub(super) shell_job: bool,
 
-    /// What is demanded of the processor: none, all, or names among fpu, cpu, ins and image, joined by commas
-    #[arg(long, value_name = "CAPS", value_parser = values::library::<CpuCapabilities>)]
+    /// What is demanded of the processor: none, all (the same as no value), or names among fpu, cpu, ins and image,
+    /// joined by commas
+    #[arg(long, value_name = "CAPS", num_args = 0..=1, require_equals = true, default_missing_value = "all", value_parser = values::library::<CpuCapabilities>)]
     pub(super) cpu_cap: Option<CpuCapabilities>,
 }
 
@@ -127,8 +128,12 @@ pub(super) struct Mounts {
 #[command(next_help_heading = "Cgroups")]
 pub(super) struct Cgroups {
     /// What is done about the control groups of the tasks [CRIU's default: soft]
-    #[arg(long, visible_alias = "manage-cgroups", value_name = "MODE", value_parser = values::words(CgroupMode::ALL, CgroupMode::as_str))]
+    #[arg(long, value_name = "MODE", value_parser = values::words(CgroupMode::ALL, CgroupMode::as_str))]
     pub(super) manage_cgroups_mode: Option<CgroupMode>,
+
+    /// The same in CRIU's form: without a value, soft
+    #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "soft", conflicts_with = "manage_cgroups_mode", value_parser = values::words(CgroupMode::ALL, CgroupMode::as_str))]
+    pub(super) manage_cgroups: Option<CgroupMode>,
 
     /// Root below which the groups of a controller, or of all others, are dumped or restored; can be repeated
     #[arg(long, value_name = "[CTRL:]/PATH", value_parser = values::cgroup_root)]
@@ -137,6 +142,13 @@ pub(super) struct Cgroups {
     /// Directory with all control group hierarchies mounted in it, so that CRIU need not mount them
     #[arg(long, value_name = "PATH", value_parser = values::path)]
     pub(super) cgroup_yard: Option<PathBuf>,
+}
+
+impl Cgroups {
+    /// What is done about control groups, in whichever form it was given.
+    pub(super) fn mode(&self) -> Option<CgroupMode> {
+        self.manage_cgroups_mode.or(self.manage_cgroups)
+    }
 }
 
 /// Namespaces: checkpoint and restore.
@@ -365,12 +377,10 @@ macro_rules! apply_tree {
             enable_external_sharing => external_sharing,
             enable_external_masters => external_masters,
         );
-        $crate::cli::options::given!(
-            $options,
-            $args.cgroups,
-            manage_cgroups_mode => manage_cgroups,
-            cgroup_yard => cgroup_yard,
-        );
+        if let Some(mode) = $args.cgroups.mode() {
+            $options = $options.manage_cgroups(mode);
+        }
+        $crate::cli::options::given!($options, $args.cgroups, cgroup_yard => cgroup_yard);
         for root in &$args.cgroups.cgroup_root {
             $options = $options.cgroup_root(root.controller.as_deref(), &root.path);
         }

@@ -167,7 +167,7 @@ fn checkpoint_options(args: &Checkpoint) -> Result<CheckpointOptions, Failure> {
     if let Some(parent) = &args.dump_images.parent_path {
         options = options.parent_path(parent);
     }
-    if let Some(mode) = args.cgroups.manage_cgroups_mode {
+    if let Some(mode) = args.cgroups.mode() {
         options = options.manage_cgroups_mode(mode);
     }
     if let Some(number) = args.dump_memory.status_fd {
@@ -285,7 +285,7 @@ fn restore_options(args: &Restore) -> Result<RestoreOptions, Failure> {
     if let Some(socket) = &args.restore_tasks.console_socket {
         options = options.console_socket(socket);
     }
-    if let Some(mode) = args.cgroups.manage_cgroups_mode {
+    if let Some(mode) = args.cgroups.mode() {
         options = options.manage_cgroups_mode(mode);
     }
     Ok(options)

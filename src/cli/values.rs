@@ -63,6 +63,16 @@ pub(super) fn limit(text: &str) -> Parsed<Duration> {
     }
 }
 
+/// As [`limit`], of the whole operation. CRIU's own option of that name takes bare seconds and limits something else.
+pub(super) fn whole_limit(text: &str) -> Parsed<Duration> {
+    limit(text).map_err(|error| match text.parse::<f64>() {
+        Ok(_) => format!(
+            "{error}; --timeout limits the whole operation, what criu calls --timeout is `checkpoint --freeze-timeout {text}s`"
+        ),
+        Err(_) => error,
+    })
+}
+
 /// A number of bytes, with CRIU's suffixes K, M and G.
 pub(super) fn size(text: &str) -> Parsed<u64> {
     let (number, shift) = match text.strip_suffix(['K', 'k']) {
@@ -110,34 +120,49 @@ pub(super) struct HostPort {
 
 pub(super) fn host_port(text: &str) -> Parsed<HostPort> {
     const FORM: &str = "write HOST:PORT, or [ADDRESS]:PORT for IPv6";
-    let (host, port) = text.rsplit_once(':').ok_or(FORM)?;
-    let port = match port.parse() {
-        Ok(0) | Err(_) => return Err(format!("{port:?} is no port from 1 to 65535: {FORM}")),
-        Ok(port) => port,
-    };
-    let bracketed = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    let host = match bracketed {
-        Some(address) => address,
-        None if host.contains(':') => return Err(FORM.into()),
-        None => host,
-    };
-    if host.is_empty() {
-        return Err(format!("the host is missing: {FORM}"));
+    if text.starts_with("pid:") || text.starts_with("runc:") {
+        return Err("this looks like the target: write that before --page-server".into());
     }
-    if host
+    let (name, number) = text.rsplit_once(':').ok_or(FORM)?;
+    let port = port(number).map_err(|error| format!("{number:?}: {error}: {FORM}"))?;
+    let bracketed = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'));
+    let name = match bracketed {
+        Some(address) => address,
+        None if name.contains(':') => return Err(FORM.into()),
+        None => name,
+    };
+    let host = host(name).map_err(|error| match name {
+        "" => format!("the host is missing: {FORM}"),
+        _ => format!("{name}: {error}"),
+    })?;
+    Ok(HostPort { host, port })
+}
+
+/// A port that somebody listens on.
+pub(super) fn port(text: &str) -> Parsed<u16> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("it is no port from 1 to 65535".into()),
+        Ok(port) => Ok(port),
+    }
+}
+
+/// A host that can be connected to.
+pub(super) fn host(text: &str) -> Parsed<String> {
+    if text.is_empty() {
+        return Err("the host is missing".into());
+    }
+    if text
         .parse::<IpAddr>()
         .is_ok_and(|address| address.is_unspecified())
     {
-        return Err(format!(
-            "{host} is no host that can be connected to: name the one that the page server runs on"
-        ));
+        return Err(
+            "it is no host that can be connected to: name the one that the page server runs on"
+                .into(),
+        );
     }
-    Ok(HostPort {
-        host: host.to_owned(),
-        port,
-    })
+    Ok(text.to_owned())
 }
 
 /// A callback and the program that answers it.

@@ -1,7 +1,9 @@
 //! One request: a connection is made, the version asked, what that version does not have refused, the request sent.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -14,7 +16,7 @@ use super::settle::Ended;
 use super::tasks::{self, Trail};
 use super::{Criu, Endpoint, ImagesDir};
 use crate::error::{Error, ErrorKind, OperationKind, Result};
-use crate::options::{Newer, Prepared, encode_request, newer_than};
+use crate::options::{Newer, Prepared, encode_request, later_arguments, newer_than};
 use crate::rpc::service;
 use crate::rpc::session::{Incoming, Session, Violation};
 use crate::rpc::swrk::{Start, Worker};
@@ -142,12 +144,25 @@ impl Criu {
             answer: None,
             trouble: None,
         };
-        if let Err(trouble) = running.ask_version().await {
-            return Err(fail(running, trouble).await);
-        }
+        // Nothing else follows where that is the question.
+        let answer = match running.ask_version(kind != OperationKind::Version).await {
+            Ok(answer) => answer,
+            Err(trouble) => {
+                let lost = matches!(trouble, Trouble::Lost);
+                let error = fail(running, trouble).await;
+                return Err(match lost {
+                    true => self.or_too_old(error).await,
+                    false => error,
+                });
+            }
+        };
         running
             .span
             .record("version", tracing::field::display(&running.version));
+        if kind == OperationKind::Version {
+            running.answer = Some(answer);
+            return Ok(Held::new(running));
+        }
         let request = (plan.request)(&running.version);
 
         let newer = newer_than(&opts, &running.version);
@@ -245,6 +260,26 @@ impl Criu {
         ))
     }
 
+    /// An argument that the program does not know ends it with its usage, before it has told its version. One without
+    /// arguments is asked then. Boxed, because this is a part of what it calls.
+    fn or_too_old(&self, lost: Error) -> Pin<Box<dyn Future<Output = Error> + Send + '_>> {
+        Box::pin(async move {
+            let mut later = later_arguments(&self.arguments);
+            if later.is_empty() || self.program().is_none() {
+                return lost;
+            }
+            let plain = self.clone().with_arguments(None::<OsString>);
+            let Ok(version) = plain.version().await else {
+                return lost;
+            };
+            later.retain(|argument| !version.has(&argument.since));
+            match unsupported(&later, &version) {
+                Some(unsupported) => Error::before(lost.operation(), unsupported),
+                None => lost,
+            }
+        })
+    }
+
     async fn connect(&self, plan: &Plan, mark: &str) -> Result<(Option<Worker>, Socket)> {
         let start_error = |program: &Path, source| {
             Error::before(
@@ -285,9 +320,10 @@ impl Criu {
                         .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())),
                     None => connected.await,
                 };
-                let socket = connected
-                    .and_then(Socket::new)
-                    .map_err(|source| start_error(path, source))?;
+                let socket = connected.and_then(Socket::new).map_err(|source| {
+                    let socket = path.clone();
+                    Error::before(plan.kind, ErrorKind::Connect { socket, source })
+                })?;
                 Ok((None, socket))
             }
         }
@@ -295,10 +331,10 @@ impl Criu {
 }
 
 impl Running {
-    async fn ask_version(&mut self) -> Result<(), Trouble> {
+    async fn ask_version(&mut self, keep_open: bool) -> Result<Box<CriuResp>, Trouble> {
         let request = CriuReq {
             r#type: CriuReqType::Version.into(),
-            keep_open: Some(true),
+            keep_open: keep_open.then_some(true),
             ..Default::default()
         };
         self.send(&prost::Message::encode_to_vec(&request)).await?;
@@ -306,7 +342,7 @@ impl Running {
             self.meet_peer().await;
         }
         let answer = self.sole_answer().await?;
-        let Some(version) = answer.version.filter(|_| answer.success) else {
+        let Some(version) = answer.version.as_ref().filter(|_| answer.success) else {
             return Err(Trouble::Protocol(Violation::MissingField {
                 request: "VERSION",
                 field: "version",
@@ -318,8 +354,8 @@ impl Running {
             part(version.minor_number),
             part(version.sublevel.unwrap_or(0)),
         )
-        .with_git_id(version.gitid.unwrap_or_default());
-        Ok(())
+        .with_git_id(version.gitid.clone().unwrap_or_default());
+        Ok(answer)
     }
 
     /// The answer to a request that has no callbacks.
@@ -351,7 +387,9 @@ impl Running {
 
 /// Waits for the end of a request that has no callbacks.
 pub(super) async fn complete(mut held: Held) -> Result<Ended> {
-    if let Some(running) = held.get_mut() {
+    if let Some(running) = held.get_mut()
+        && running.answer.is_none()
+    {
         match running.sole_answer().await {
             Ok(answer) => running.answer = Some(answer),
             Err(trouble) => {

@@ -117,7 +117,7 @@ impl Running {
                 biased;
                 received = socket.receive() => received,
                 // Its forks may hold the other end of the socket open, so there need not be a hang-up.
-                () = ended(self.watch.as_ref()) => Ok(socket.receive_queued()),
+                () = ended(self.watch.as_ref()) => socket.receive_last().await,
             }
         };
         if let Some(until) = self.refused_until {

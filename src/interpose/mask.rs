@@ -92,35 +92,46 @@ impl Mask {
     }
 
     fn text(&self, text: &str) -> String {
-        let is_border = |c: char| c.is_whitespace() || "[]:,;'\"()=`".contains(c);
-        let mut masked = String::with_capacity(text.len());
-        for run in text.split_inclusive(is_border) {
-            let (path, border) = match run.chars().next_back() {
-                Some(last) if is_border(last) => run.split_at(run.len() - last.len_utf8()),
-                _ => (run, ""),
-            };
-            let is_path = path.contains('/')
-                // The device numbers of dev[8/1].
-                && !path.bytes().all(|byte| byte.is_ascii_digit() || byte == b'/');
-            if is_path {
-                let parts: Vec<String> = path.split('/').map(|part| self.part(part)).collect();
-                masked.push_str(&parts.join("/"));
-            } else {
-                masked.push_str(path);
-            }
-            masked.push_str(border);
-        }
-        masked
+        map_parts(text, |part| self.part(part))
     }
 
     fn part(&self, part: &str) -> String {
-        if matches!(part, "" | "." | "..") {
-            return part.to_owned();
-        }
         let mut hasher = std::hash::DefaultHasher::new();
         (self.salt, part).hash(&mut hasher);
         format!("m{:08x}", hasher.finish() & 0xffff_ffff)
     }
+}
+
+/// Puts something else in the place of every part of the paths in a text.
+fn map_parts(text: &str, rename: impl Fn(&str) -> String) -> String {
+    let is_border = |c: char| c.is_whitespace() || "[]:,;'\"()=`".contains(c);
+    let mut mapped = String::with_capacity(text.len());
+    for run in text.split_inclusive(is_border) {
+        let (path, border) = match run.chars().next_back() {
+            Some(last) if is_border(last) => run.split_at(run.len() - last.len_utf8()),
+            _ => (run, ""),
+        };
+        let is_path = path.contains('/')
+            // The device numbers of dev[8/1].
+            && !path.bytes().all(|byte| byte.is_ascii_digit() || byte == b'/');
+        if is_path {
+            let parts = path.split('/').map(|part| match part {
+                "" | "." | ".." => part.to_owned(),
+                part => rename(part),
+            });
+            mapped.push_str(&parts.collect::<Vec<_>>().join("/"));
+        } else {
+            mapped.push_str(path);
+        }
+        mapped.push_str(border);
+    }
+    mapped
+}
+
+/// A text with the same in the place of every part of its paths: what is left of it under any mask.
+#[cfg(feature = "testing")]
+pub(crate) fn shape(text: &str) -> String {
+    map_parts(text, |_| "*".to_owned())
 }
 
 #[cfg(test)]

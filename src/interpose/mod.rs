@@ -25,6 +25,7 @@
 //! One request cannot be carried: a process that dumps itself (DUMP without a pid) would be taken for the listener. It is
 //! answered as failed.
 
+mod interposer;
 mod mask;
 pub mod place;
 mod proxy;
@@ -32,7 +33,9 @@ pub mod recording;
 mod request;
 mod service;
 
+pub use interposer::Interposer;
 pub use mask::Mask;
-pub use proxy::Interposer;
+#[cfg(feature = "testing")]
+pub(crate) use mask::shape;
 pub use request::{Amendment, Request, Verdict};
 pub use service::{Client, Service};

@@ -7,10 +7,10 @@
 //!
 //! ```text
 //! engine ── starts ──> us ───────────────────────────────── execve ──> criu
-//!                      │ fork (twice: the guard is no child of CRIU)     │ socket, at the number where it had the engine's
-//!                      └──> guard ── fork ──> listener ──────────────────┘
-//!                                                │ the engine's socket
-//! engine ────────────────────────────────────────┘
+//!                      │ fork (twice: nobody is CRIU's child)            │ socket, at the number where it had the engine's
+//!                      └──> · ──> listener ──────────────────────────────┘
+//!                                  │   └── fork ──> guard
+//! engine ── its own socket ────────┘
 //! ```
 //!
 //! The listener makes the pair of sockets, because CRIU opens the descriptors of a request in the table of the process that
@@ -25,7 +25,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, PipeReader, PipeWriter, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
@@ -122,6 +122,15 @@ pub struct Listener {
     pid: i32,
     program: PathBuf,
     arguments: Vec<String>,
+    guard: Guard,
+}
+
+/// The process that ends a CRIU which does not notice that its listener has died.
+#[derive(Debug)]
+struct Guard {
+    pid: Pid,
+    /// What it reads: a word before the end of it means that the listener is through.
+    through: PipeWriter,
 }
 
 impl Listener {
@@ -136,10 +145,15 @@ impl Listener {
     /// # Errors
     /// As [`Interposer::between`].
     pub async fn listen(self, interposer: Interposer<'_>) -> io::Result<super::recording::Side> {
-        interposer
+        let by = interposer
             .process(self.pid, self.program, self.arguments)
             .between(self.engine, self.criu)
-            .await
+            .await?;
+        let mut guard = self.guard;
+        if guard.through.write_all(b"through").is_ok() {
+            let _ = waitpid(Some(guard.pid), WaitOptions::empty());
+        }
+        Ok(by)
     }
 }
 
@@ -198,64 +212,58 @@ pub fn take(program: &Path, line: &CommandLine) -> Result<Listener, PlaceError> 
         Forked::Child => {
             drop(ours);
             let _ = setsid();
-            if let Ok(Forked::Child) = sys::fork_alone() {
-                guarded(engine, listeners, pidfd, own, program, line)
-            } else {
+            if !matches!(sys::fork_alone(), Ok(Forked::Child)) {
                 sys::exit_now(0)
             }
-        }
-    }
-}
-
-/// The guard's part, and its child's: returns as the listener.
-fn guarded(
-    engine: OwnedFd,
-    parent: OwnedFd,
-    pidfd: OwnedFd,
-    criu: Pid,
-    program: &Path,
-    line: &CommandLine,
-) -> Result<Listener, PlaceError> {
-    // What the engine gave to CRIU (the ends of a container's pipes, for instance) must not live on in here.
-    let closed = sys::close_all_but(&[engine.as_fd(), parent.as_fd(), pidfd.as_fd()]);
-    if closed.and_then(|()| null_streams()).is_err() {
-        sys::exit_now(1)
-    }
-    match sys::fork_alone() {
-        Ok(Forked::Child) => match hand_over(&parent) {
-            Ok(socket) => Ok(Listener {
+            // The process that is to become CRIU sees its connection end when this fails, and tells.
+            let Ok((criu, guard)) = set_up(&engine, &listeners, &pidfd) else {
+                sys::exit_now(1)
+            };
+            Ok(Listener {
                 engine,
-                criu: socket,
-                pid: criu.as_raw_nonzero().get(),
+                criu,
+                pid: own.as_raw_nonzero().get(),
                 program: program.to_owned(),
                 arguments: line
                     .arguments
                     .iter()
                     .map(|argument| argument.to_string_lossy().into_owned())
                     .collect(),
-            }),
-            // The process that is to become CRIU sees the connection end, and tells.
-            Err(_) => sys::exit_now(1),
-        },
-        Ok(Forked::Parent(listener)) => {
-            drop((engine, parent));
-            guard(listener, pidfd.as_fd());
+                guard,
+            })
+        }
+    }
+}
+
+/// The beginning of the listener: CRIU's socket first, for which the engine waits.
+fn set_up(engine: &OwnedFd, parent: &OwnedFd, criu: &OwnedFd) -> io::Result<(OwnedFd, Guard)> {
+    let socket = hand_over(parent)?;
+    // What the engine gave to CRIU (the ends of a container's pipes, for instance) must not live on in here.
+    sys::close_all_but(&[engine.as_fd(), parent.as_fd(), criu.as_fd(), socket.as_fd()])?;
+    null_streams()?;
+    let (waits, through) = io::pipe()?;
+    match sys::fork_alone()? {
+        Forked::Child => {
+            let kept = sys::close_all_but(&[waits.as_fd(), criu.as_fd()]);
+            let _ = rustix::thread::set_name(c"criu-guard");
+            if kept.is_ok() {
+                guard(waits, criu.as_fd());
+            }
             sys::exit_now(0)
         }
-        Err(_) => sys::exit_now(1),
+        Forked::Parent(pid) => {
+            // For those who look at a list of processes.
+            let _ = rustix::thread::set_name(c"criu-listener");
+            Ok((socket, Guard { pid, through }))
+        }
     }
 }
 
 /// Waits for the listener, and ends a CRIU that does not notice when it has died.
-fn guard(listener: Pid, criu: BorrowedFd<'_>) {
-    let ended = loop {
-        match waitpid(Some(listener), WaitOptions::empty()) {
-            Err(rustix::io::Errno::INTR) => {}
-            ended => break ended,
-        }
-    };
-    let orderly = matches!(ended, Ok(Some((_, status))) if status.exit_status() == Some(0));
-    if !orderly && matches!(wait_readable(criu, Instant::now() + GRACE), Ok(false)) {
+fn guard(mut waits: PipeReader, criu: BorrowedFd<'_>) {
+    let mut word = [0; 1];
+    let died = waits.read_exact(&mut word).is_err();
+    if died && matches!(wait_readable(criu, Instant::now() + GRACE), Ok(false)) {
         let _ = pidfd_send_signal(criu, Signal::KILL);
     }
 }

@@ -48,4 +48,4 @@ pub use values::{
 };
 
 pub(crate) use convert::{Prepared, encode_request};
-pub(crate) use since::{Newer, newer_than};
+pub(crate) use since::{Newer, later_arguments, newer_than};

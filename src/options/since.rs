@@ -1,6 +1,9 @@
 //! Which options came with which version of CRIU.
 //!
 //! CRIU ignores fields it does not know, so an option that is too new for it would have no effect and raise no error.
+//! An argument of its program that it does not know ends it before it can say anything else.
+
+use std::ffi::OsString;
 
 use prost::Message;
 
@@ -11,7 +14,7 @@ use crate::version::Version;
 /// An option that is newer than the CRIU it is meant for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Newer {
-    /// The protocol's name of the field; for a value that is newer than its field, `field=value`.
+    /// The protocol's name of the field; for a value that is newer than its field, `field=value`; or the argument.
     pub(crate) field: &'static str,
     /// The release that brought it.
     pub(crate) since: Version,
@@ -61,6 +64,16 @@ static EXTERNAL: &[(&str, &str, Version)] = &[
     ("netdev[", "external=netdev[]", Version::new(3, 16, 0)),
 ];
 
+/// Arguments of the program that no field carries, and the release that brought each. Older ones are always there.
+static ARGUMENTS: &[(&str, Version)] = &[
+    ("--no-default-config", Version::new(3, 11, 0)),
+    ("--file-validation", Version::new(3, 15, 0)),
+    ("--ghost-fiemap", Version::new(3, 18, 0)),
+    ("--no-ghost-fiemap", Version::new(3, 18, 0)),
+    ("--allow-uprobes", Version::new(4, 2, 0)),
+    ("--no-allow-uprobes", Version::new(4, 2, 0)),
+];
+
 /// What in `opts` the given CRIU would ignore or refuse because it is too old.
 pub(crate) fn newer_than(opts: &wire::CriuOpts, version: &Version) -> Vec<Newer> {
     let mut newer = Vec::new();
@@ -93,6 +106,21 @@ pub(crate) fn newer_than(opts: &wire::CriuOpts, version: &Version) -> Vec<Newer>
         }
     }
     newer
+}
+
+/// The arguments that not every version of the program has.
+pub(crate) fn later_arguments(arguments: &[OsString]) -> Vec<Newer> {
+    let names = arguments.iter().filter_map(|argument| {
+        let argument = argument.to_str()?;
+        Some(argument.split_once('=').map_or(argument, |(name, _)| name))
+    });
+    names
+        .filter_map(|name| ARGUMENTS.iter().find(|(known, _)| *known == name))
+        .map(|(name, since)| Newer {
+            field: name,
+            since: since.clone(),
+        })
+        .collect()
 }
 
 #[cfg(test)]

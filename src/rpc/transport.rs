@@ -17,13 +17,18 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::Interest;
-use tokio::net::UnixDatagram;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
 
 /// The kernel lets one message carry at most this many descriptors.
 const DESCRIPTORS_AT_MOST: usize = 253;
 
 /// What a send buffer holds by default; larger messages need a larger buffer first.
 const DEFAULT_SEND_BUFFER: usize = 160 * 1024;
+
+/// How long the last words of a process that has ended may still be on their way: somebody may be listening in between.
+const ON_THEIR_WAY: Duration = Duration::from_millis(500);
 
 /// One message and the descriptors that came with it.
 #[derive(Debug)]
@@ -48,8 +53,8 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// The asynchronous end of a socket, within the tokio runtime that it was made in.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    // tokio's datagram socket carries a SEQPACKET one: readiness and descriptor are all that is used of it.
-    inner: UnixDatagram,
+    // For reading alone: registered for writing too, it would be woken whenever the peer has read what we sent.
+    inner: AsyncFd<OwnedFd>,
 }
 
 impl AsFd for Socket {
@@ -62,27 +67,30 @@ impl Socket {
     /// Takes over a connected SEQPACKET socket. Only this end becomes non-blocking, not the peer's.
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let inner = UnixDatagram::from_std(std::os::unix::net::UnixDatagram::from(socket))?;
+        let inner = sys::registered(socket, Interest::READABLE)?;
         Ok(Self { inner })
     }
 
     /// The next datagram; `None` when the peer has hung up. Cancel safe: a datagram is taken whole or not at all.
     pub(crate) async fn receive(&self) -> io::Result<Option<Datagram>> {
         self.inner
-            .async_io(Interest::READABLE, || receive_now(self.inner.as_fd()))
+            .async_io(Interest::READABLE, |socket| receive_now(socket.as_fd()))
             .await
     }
 
-    /// The next datagram if it is here already; `None` when it is not, or the peer has hung up.
-    pub(crate) fn receive_queued(&self) -> Option<Datagram> {
-        receive_now(self.inner.as_fd()).ok().flatten()
+    /// The last words of a peer that has ended; `None` when it has left none. Forks of it can hold its end of the socket open,
+    /// so that there is no hang-up to wait for.
+    pub(crate) async fn receive_last(&self) -> io::Result<Option<Datagram>> {
+        tokio::time::timeout(ON_THEIR_WAY, self.receive())
+            .await
+            .unwrap_or(Ok(None))
     }
 
     /// The pid of the process that has sent the next datagram, which stays queued; `None` when that process has no number in
     /// our pid namespace. Needs [`tell_sender`] from before it was sent. Cancel safe.
     pub(crate) async fn next_sender(&self) -> io::Result<Option<i32>> {
         self.inner
-            .async_io(Interest::READABLE, || peek_sender(self.inner.as_fd()))
+            .async_io(Interest::READABLE, |socket| peek_sender(socket.as_fd()))
             .await
     }
 
@@ -90,7 +98,9 @@ impl Socket {
     pub(crate) async fn hung_up(&self) {
         let peeked = self
             .inner
-            .async_io(Interest::READABLE, || Ok(peek_length(self.inner.as_fd())?))
+            .async_io(Interest::READABLE, |socket| {
+                Ok(peek_length(socket.as_fd())?)
+            })
             .await;
         if matches!(peeked, Ok(1..)) {
             // It is there for as long as nobody reads it.
@@ -100,17 +110,24 @@ impl Socket {
 
     /// Sends one datagram. Cancel safe: it is sent whole or not at all.
     pub(crate) async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        make_room(self.inner.as_fd(), bytes.len());
-        self.inner
-            .async_io(Interest::WRITABLE, || {
-                send_now(self.inner.as_fd(), bytes, fds)
+        let socket = self.inner.as_fd();
+        make_room(socket, bytes.len());
+        match send_now(socket, bytes, fds) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+        // Hardly ever: the peer has not read for a while. A second registration, for as long as that lasts.
+        let writing = sys::registered(socket.try_clone_to_owned()?, Interest::WRITABLE)?;
+        writing
+            .async_io(Interest::WRITABLE, |socket| {
+                send_now(socket.as_fd(), bytes, fds)
             })
             .await
     }
 
     /// Leaves the runtime: the same socket for blocking use.
     pub(crate) fn into_blocking(self) -> io::Result<BlockingSocket> {
-        Ok(BlockingSocket(self.inner.into_std()?.into()))
+        Ok(BlockingSocket(self.inner.into_inner()))
     }
 }
 
@@ -139,10 +156,13 @@ impl BlockingSocket {
                 return Err(io::ErrorKind::TimedOut.into());
             };
             match receive_now(self.0.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && ready == 0 => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if ready != 0 {
-                        return Ok(None);
-                    }
+                    let last = deadline.min(Instant::now() + ON_THEIR_WAY);
+                    return match wait_readable(self.0.as_fd(), last)? {
+                        true => receive_now(self.0.as_fd()),
+                        false => Ok(None),
+                    };
                 }
                 result => return result,
             }
@@ -253,8 +273,7 @@ fn peek_sender(socket: BorrowedFd<'_>) -> io::Result<Option<i32>> {
 }
 
 fn send_now(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space =
-        vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_MOST))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_MOST))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::new(
@@ -324,6 +343,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn waits_for_a_peer_that_does_not_read() {
+        let (ours, theirs) = pair().unwrap();
+        let ours = Socket::new(ours).unwrap();
+        let reader = BlockingSocket::new(theirs);
+        let mut sent = 0_u32;
+        let full = loop {
+            let message = sent.to_ne_bytes();
+            let sending = ours.send(&message, &[]);
+            match tokio::time::timeout(Duration::from_millis(100), sending).await {
+                Ok(result) => result.unwrap(),
+                // Cancelled, so not sent.
+                Err(_) => break sent,
+            }
+            sent += 1;
+        };
+        let message = full.to_ne_bytes();
+        let reading = tokio::task::spawn_blocking(move || {
+            (0..=full)
+                .map(|_| reader.receive(None, in_a_second()).unwrap().unwrap().bytes)
+                .collect::<Vec<_>>()
+        });
+        ours.send(&message, &[]).await.unwrap();
+        let expected: Vec<_> = (0..=full).map(|n| n.to_ne_bytes().to_vec()).collect();
+        assert_eq!(reading.await.unwrap(), expected);
+    }
+
+    #[tokio::test]
     async fn tells_who_has_sent_what_comes_next() {
         let (ours, theirs) = pair().unwrap();
         tell_sender(&ours, true).unwrap();
@@ -332,7 +378,7 @@ mod tests {
         send_now(theirs.as_fd(), b"mine", &[one.as_fd()]).unwrap();
         let own = std::process::id().cast_signed();
         assert_eq!(ours.next_sender().await.unwrap(), Some(own));
-        tell_sender(&ours.inner, false).unwrap();
+        tell_sender(&ours, false).unwrap();
         let received = ours.receive().await.unwrap().unwrap();
         assert_eq!(received.bytes, b"mine");
         assert_eq!(received.fds.len(), 1);

@@ -1,4 +1,5 @@
-//! A CRIU that does what a script says, for tests of what a real CRIU does not do on demand.
+//! A CRIU that does what a script says, for tests of what a real CRIU does not do on demand; and one that does what a real
+//! CRIU did, for tests without one: see [`Replay`].
 //!
 //! The peer speaks CRIU's protocol on a real socket and needs neither CRIU nor privileges. It checks out what the client
 //! sends, answers as it is told (which may be wrong, late, or never), and hands back a [`Transcript`]. No task is touched: a
@@ -51,8 +52,10 @@
 //! # }
 //! ```
 
+mod connection;
 mod player;
 mod program;
+mod replay;
 mod request;
 mod response;
 mod script;
@@ -60,6 +63,10 @@ mod service;
 mod transcript;
 
 pub use program::{ProgramPeer, play_if_asked};
+pub use replay::{
+    Compare, Departure, Difference, InvalidSpeed, NoSuchSession, Outcome, ProgramReplay, Replay,
+    ReplayHandle, Replayed, Said, Speed,
+};
 pub use request::Request;
 pub use response::{Callback, Response};
 pub use script::Script;

@@ -1,28 +1,18 @@
 //! One script on one connection.
 
 use std::fs::OpenOptions;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg,
-};
-use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::connection::Connection;
 use super::script::{Script, Step};
-use super::transcript::{Message, Pipe, Transcript};
+use super::transcript::{Message, Transcript};
 use super::{Request, Response};
 use crate::rpc::wire::CriuOpts;
-
-/// One message carries at most this many descriptors.
-const DESCRIPTORS_AT_MOST: usize = 253;
 
 /// CRIU's name for a log that nobody named.
 const DEFAULT_LOG: &str = "criu.log";
@@ -36,9 +26,8 @@ pub(super) enum Form {
 /// Plays a script; `save` is called whenever the transcript has grown, because the next step may be the last that is seen.
 pub(super) struct Player<S> {
     form: Form,
-    socket: Option<OwnedFd>,
+    connection: Connection,
     opts: Option<CriuOpts>,
-    pipes: Vec<OwnedFd>,
     patience: Duration,
     transcript: Transcript,
     save: S,
@@ -54,9 +43,8 @@ impl<S: FnMut(&Transcript)> Player<S> {
     pub(super) fn new(form: Form, socket: OwnedFd, transcript: Transcript, save: S) -> Self {
         Self {
             form,
-            socket: Some(socket),
+            connection: Connection::new(socket),
             opts: None,
-            pipes: Vec::new(),
             patience: Duration::ZERO,
             transcript: Transcript {
                 connected: true,
@@ -88,7 +76,7 @@ impl<S: FnMut(&Transcript)> Player<S> {
                 }
             }
         }
-        self.transcript.pipes = self.pipes.drain(..).map(|pipe| drained(&pipe)).collect();
+        self.transcript.pipes = self.connection.drain_pipes();
         (self.save)(&self.transcript);
         (status, self.transcript)
     }
@@ -114,7 +102,10 @@ impl<S: FnMut(&Transcript)> Player<S> {
                 }
             }
             Step::AwaitUnread => self.wait_readable()?,
-            Step::Send { bytes, descriptors } => self.send(bytes, *descriptors)?,
+            Step::Send { bytes, descriptors } => {
+                // A client that has hung up does not keep CRIU from trying to answer either.
+                self.connection.send(bytes, *descriptors)?;
+            }
             Step::Stdout(text) => self.print(io::stdout(), text),
             Step::Stderr(text) => self.print(io::stderr(), text),
             Step::WriteLog(text) => {
@@ -129,7 +120,7 @@ impl<S: FnMut(&Transcript)> Player<S> {
             }
             Step::Silence => while self.read()?.is_some() {},
             Step::Linger(time) => std::thread::sleep(*time),
-            Step::HangUp => self.hang_up(),
+            Step::HangUp => self.connection.hang_up(),
             Step::LeaveConnectionOpen => self.leave_open()?,
             Step::Exit(status) => return Ok(Played::Ended(*status)),
             Step::Die(signal) => return self.die(*signal),
@@ -140,9 +131,7 @@ impl<S: FnMut(&Transcript)> Player<S> {
     /// The next message; `None` when the client has hung up.
     fn read(&mut self) -> Result<Option<Message>, String> {
         self.wait_readable()?;
-        let Some((bytes, descriptors)) =
-            receive(self.socket()?).map_err(|error| error.to_string())?
-        else {
+        let Some((bytes, descriptors)) = self.connection.receive()? else {
             self.transcript.hung_up = true;
             (self.save)(&self.transcript);
             return Ok(None);
@@ -157,35 +146,9 @@ impl<S: FnMut(&Transcript)> Player<S> {
     }
 
     fn wait_readable(&self) -> Result<(), String> {
-        let deadline = Instant::now() + self.patience;
-        let socket = self.socket()?;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec {
-                tv_sec: left.as_secs().cast_signed(),
-                tv_nsec: left.subsec_nanos().into(),
-            };
-            match rustix::event::poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&timeout)) {
-                Ok(0) => return Err(format!("nothing came within {:?}", self.patience)),
-                Ok(_) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-    }
-
-    fn send(&mut self, bytes: &[u8], descriptors: usize) -> Result<(), String> {
-        let mut handed = Vec::with_capacity(descriptors);
-        for _ in 0..descriptors {
-            let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-                .map_err(|error| error.to_string())?;
-            self.pipes.push(reader);
-            handed.push(writer);
-        }
-        match send(self.socket()?, bytes, &handed) {
-            // A client that has hung up does not keep CRIU from trying to answer either.
-            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(()),
-            Err(error) => Err(error.to_string()),
+        match self.connection.wait_readable(self.patience)? {
+            true => Ok(()),
+            false => Err(format!("nothing came within {:?}", self.patience)),
         }
     }
 
@@ -197,7 +160,7 @@ impl<S: FnMut(&Transcript)> Player<S> {
     }
 
     fn write(&self, directory: i32, name: &str, contents: &[u8]) -> Result<(), String> {
-        let peer = rustix::net::sockopt::socket_peercred(self.socket()?)
+        let peer = rustix::net::sockopt::socket_peercred(self.connection.socket()?)
             .map_err(|error| error.to_string())?;
         let path = format!("/proc/{}/fd/{directory}/{name}", peer.pid.as_raw_nonzero());
         OpenOptions::new()
@@ -209,16 +172,10 @@ impl<S: FnMut(&Transcript)> Player<S> {
             .map_err(|error| format!("{path}: {error}"))
     }
 
-    fn hang_up(&mut self) {
-        if let Some(socket) = self.socket.take() {
-            // Descriptors of it that came from elsewhere must not keep the connection.
-            let _ = rustix::net::shutdown(socket, Shutdown::Both);
-        }
-    }
-
     fn leave_open(&self) -> Result<(), String> {
         if let Form::Program = self.form {
             let socket = self
+                .connection
                 .socket()?
                 .try_clone()
                 .map_err(|error| error.to_string())?;
@@ -244,77 +201,6 @@ impl<S: FnMut(&Transcript)> Player<S> {
         }
         Ok(Played::Ended(0))
     }
-
-    fn socket(&self) -> Result<&OwnedFd, String> {
-        self.socket
-            .as_ref()
-            .ok_or_else(|| "the peer has hung up itself".to_owned())
-    }
-}
-
-fn receive(socket: &OwnedFd) -> rustix::io::Result<Option<(Vec<u8>, usize)>> {
-    let peek = || {
-        let mut nothing: [u8; 0] = [];
-        rustix::net::recv(socket, &mut nothing, RecvFlags::PEEK | RecvFlags::TRUNC)
-    };
-    let length = match peek() {
-        // The client hung up with messages of ours unread; what it sent before is behind this.
-        Err(Errno::CONNRESET) => peek(),
-        result => result,
-    };
-    let (_, length) = length?;
-    if length == 0 {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; length];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_MOST))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    let descriptors = control
-        .drain()
-        .map(|message| match message {
-            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.count(),
-            _ => 0,
-        })
-        .sum();
-    Ok(Some((bytes, descriptors)))
-}
-
-fn send(socket: &OwnedFd, bytes: &[u8], descriptors: &[OwnedFd]) -> rustix::io::Result<()> {
-    let room = bytes.len().saturating_mul(2).saturating_add(64 * 1024);
-    if rustix::net::sockopt::set_socket_send_buffer_size_force(socket, room).is_err() {
-        // Without privileges the kernel allows less; then a long message is refused as too long.
-        rustix::net::sockopt::set_socket_send_buffer_size(socket, room)?;
-    }
-    let mut space =
-        vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_AT_MOST))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-        return Err(Errno::TOOMANYREFS);
-    }
-    sendmsg(
-        socket,
-        &[IoSlice::new(bytes)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
-}
-
-fn drained(pipe: &OwnedFd) -> Pipe {
-    let mut result = Pipe::default();
-    if let Ok(copy) = pipe.try_clone() {
-        // Ends with end of file when every writing end is closed, else with EAGAIN.
-        let mut file = std::fs::File::from(copy);
-        result.closed = file.read_to_end(&mut result.written).is_ok();
-    }
-    result
 }
 
 fn described(message: &Message) -> String {
@@ -349,6 +235,6 @@ fn name_of(step: &Step) -> String {
 }
 
 /// What a client gets that came after the last script.
-pub(super) fn turn_away(socket: &OwnedFd) {
-    let _ = send(socket, &Response::failure(Request::Empty).to_bytes(), &[]);
+pub(super) fn turn_away(socket: OwnedFd) {
+    let _ = Connection::new(socket).send(&Response::failure(Request::Empty).to_bytes(), 0);
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::player::{Form, Player};
 use super::transcript::ProcessFacts;
-use super::{Script, Transcript};
+use super::{Script, Transcript, replay};
 
 /// The option that makes a program a peer.
 const OPTION: &str = "--peer";
@@ -74,8 +74,8 @@ impl ProgramPeer {
     }
 }
 
-/// Plays a script if this program was started as `PROGRAM --peer FILE swrk DESCRIPTOR`, and returns the exit status to end
-/// with. `None`: the program was started for something else.
+/// Plays a script if this program was started as `PROGRAM --peer FILE swrk DESCRIPTOR`, or a recording if the option is
+/// `--replay`, and returns the exit status to end with. `None`: the program was started for something else.
 ///
 /// To be called first in `main`, before anything opens a descriptor:
 ///
@@ -94,23 +94,24 @@ impl ProgramPeer {
 #[must_use]
 pub fn play_if_asked() -> Option<ExitCode> {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let [_, option, script, mode, socket] = arguments.as_slice() else {
+    let [_, option, path, mode, socket] = arguments.as_slice() else {
         return None;
     };
-    if option != OPTION || mode != "swrk" {
+    let play = match option.to_str() {
+        Some(OPTION) => play,
+        Some(replay::OPTION) => replay::play_program,
+        _ => return None,
+    };
+    if mode != "swrk" {
         return None;
     }
-    let status = play(Path::new(script), socket).unwrap_or(UNPLAYABLE);
+    let status = play(Path::new(path), socket).unwrap_or(UNPLAYABLE);
     Some(ExitCode::from(status))
 }
 
 fn play(path: &Path, socket: &OsStr) -> io::Result<u8> {
     let process = facts()?;
-    let number = socket
-        .to_str()
-        .and_then(|number| number.parse().ok())
-        .ok_or(io::ErrorKind::InvalidInput)?;
-    let socket = adopt(number)?;
+    let socket = adopt(socket)?;
     let script = Script::load(path)?;
     let record = record_of(path);
     let transcript = Transcript {
@@ -125,7 +126,11 @@ fn play(path: &Path, socket: &OsStr) -> io::Result<u8> {
 }
 
 /// Our own descriptor of this number, as an owned one.
-fn adopt(number: i32) -> io::Result<OwnedFd> {
+pub(super) fn adopt(number: &OsStr) -> io::Result<OwnedFd> {
+    let number = number
+        .to_str()
+        .and_then(|number| number.parse().ok())
+        .ok_or(io::ErrorKind::InvalidInput)?;
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let socket = pidfd_getfd(own, number, PidfdGetfdFlags::empty())?;
     nix::unistd::close(number)?;

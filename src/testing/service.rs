@@ -14,6 +14,9 @@ use tempfile::TempDir;
 use super::player::{Form, Player, turn_away};
 use super::{Script, Transcript};
 
+/// The name of the socket in its directory.
+pub(super) const SOCKET: &str = "criu_service.socket";
+
 /// Connections that may wait to be taken, as many as CRIU lets wait.
 const BACKLOG: i32 = 16;
 
@@ -37,15 +40,8 @@ impl Peer {
     /// As [`Peer::service`].
     pub fn service_of(scripts: impl IntoIterator<Item = Script>) -> io::Result<PeerHandle> {
         let directory = tempfile::tempdir()?;
-        let path = directory.path().join("criu_service.socket");
-        let listener = rustix::net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            None,
-        )?;
-        rustix::net::bind(&listener, &SocketAddrUnix::new(&path)?)?;
-        rustix::net::listen(&listener, BACKLOG)?;
+        let path = directory.path().join(SOCKET);
+        let listener = listen(&path)?;
         let (stopped, stop) = pipe_with(PipeFlags::CLOEXEC)?;
         let scripts: Vec<Script> = scripts.into_iter().collect();
         let listening = std::thread::Builder::new()
@@ -96,18 +92,27 @@ impl PeerHandle {
     }
 }
 
+/// A listening socket at `path`, where nothing may be yet, with the mode of CRIU's own.
+pub(super) fn listen(path: &Path) -> io::Result<OwnedFd> {
+    let listener = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new(path)?)?;
+    // Nobody can have connected yet.
+    rustix::fs::chmod(path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
 /// Takes connections until the other end of `stopped` is closed, and those that wait at that moment.
-fn serve(listener: &OwnedFd, stopped: &OwnedFd, scripts: Vec<Script>) -> Vec<Transcript> {
-    let count = scripts.len();
-    let mut scripts = scripts.into_iter();
-    let mut players: Vec<JoinHandle<Transcript>> = Vec::new();
+pub(super) fn accept_all(listener: &OwnedFd, stopped: &OwnedFd, mut accepted: impl FnMut(OwnedFd)) {
     let mut stopping = false;
     loop {
         match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
-            Ok(socket) => match scripts.next() {
-                Some(script) => players.extend(player(socket, script)),
-                None => turn_away(&socket),
-            },
+            Ok(socket) => accepted(socket),
             Err(Errno::AGAIN) if stopping => break,
             Err(Errno::AGAIN) => {
                 let mut watched = [
@@ -121,6 +126,16 @@ fn serve(listener: &OwnedFd, stopped: &OwnedFd, scripts: Vec<Script>) -> Vec<Tra
             Err(_) => break,
         }
     }
+}
+
+fn serve(listener: &OwnedFd, stopped: &OwnedFd, scripts: Vec<Script>) -> Vec<Transcript> {
+    let count = scripts.len();
+    let mut scripts = scripts.into_iter();
+    let mut players: Vec<JoinHandle<Transcript>> = Vec::new();
+    accept_all(listener, stopped, |socket| match scripts.next() {
+        Some(script) => players.extend(player(socket, script)),
+        None => turn_away(socket),
+    });
     let mut transcripts: Vec<Transcript> = players
         .into_iter()
         .map(|player| player.join().unwrap_or_default())

@@ -1,14 +1,19 @@
 //! The tests that need neither CRIU nor privileges: the command line, and the library against a scripted CRIU.
 
 mod cli;
+mod cli_criu;
 mod harness;
 mod hooks;
+mod interpose;
 mod lifecycle;
 mod page_server;
 mod preconditions;
 mod property;
 mod protocol;
+mod recordings;
+mod replay;
 mod support;
+mod trace;
 mod transport;
 mod worker;
 
@@ -21,13 +26,20 @@ fn main() -> ExitCode {
     let cases = [
         transport::CASES,
         protocol::CASES,
+        recordings::CASES,
         page_server::CASES,
         hooks::CASES,
+        interpose::CASES,
         lifecycle::CASES,
         worker::CASES,
         property::CASES,
+        replay::CASES,
+        replay::sessions::CASES,
     ];
     let mut others = cli::tests();
     others.extend(preconditions::tests());
+    others.extend(replay::command::tests());
+    others.extend(trace::tests());
+    others.extend(cli_criu::tests());
     harness::main(&cases, &["worker::"], others)
 }

@@ -199,8 +199,8 @@ async fn a_socket_that_nobody_listens_on() {
     let path = peer.socket().to_owned();
     assert!(!peer.join().connected);
     let error = criu.version().await.unwrap_err();
-    let ErrorKind::Start { program, .. } = error.kind() else {
+    let ErrorKind::Connect { socket, .. } = error.kind() else {
         panic!("{error:?}")
     };
-    assert_eq!(*program, path);
+    assert_eq!(*socket, path);
 }

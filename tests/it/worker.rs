@@ -2,11 +2,12 @@
 //! take away, the end of their children.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use criu_client::notify::{Reply, hook_fn};
 use criu_client::options::{CheckOptions, InheritKey, RestoreOptions};
-use criu_client::testing::{Callback, Request, Response, Script};
+use criu_client::testing::{Callback, ProgramPeer, Request, Response, Script};
 use criu_client::{Criu, Error, ErrorKind, Exit, TaskState};
 
 use crate::harness::cases;
@@ -18,6 +19,7 @@ cases![
     what_it_inherits,
     a_program_that_is_not_there,
     a_program_that_is_no_criu,
+    a_program_that_does_not_know_an_argument,
     death_at_every_step,
     death_with_the_connection_left_open,
     death_after_the_answer,
@@ -160,6 +162,56 @@ async fn a_program_that_is_no_criu() {
         .unwrap_err();
     expect_no_criu(&error);
     assert_eq!(error.tasks(), TaskState::Running);
+}
+
+async fn a_program_that_does_not_know_an_argument() {
+    let scene = Scene::new();
+    for (arguments, needs) in [
+        (&["--ghost-fiemap"][..], Some(("--ghost-fiemap", "3.18"))),
+        (
+            &["-L", "/x", "--allow-uprobes"],
+            Some(("--allow-uprobes", "4.2")),
+        ),
+        (
+            &["--ghost-fiemap=x", "--allow-uprobes"],
+            Some(("--ghost-fiemap, --allow-uprobes", "4.2")),
+        ),
+        // It had these, and something else was wrong; or it is not known when they came.
+        (&["--file-validation", "filesize"], None),
+        (&["--frobnicate"], None),
+    ] {
+        let peer = ProgramPeer::new(&Script::new().version(3, 17, 1)).unwrap();
+        let [option, script] = peer.arguments();
+        let own = std::env::current_exe().unwrap();
+        let criu = scene.directory.path().join("criu");
+        // As CRIU does: usage, and away.
+        let text = format!(
+            "#!/bin/sh\n[ \"$1\" = swrk ] || {{ echo \"criu: unrecognized option '$1'\" >&2; exit 1; }}\nexec '{}' {} '{}' \"$@\"\n",
+            own.display(),
+            option.display(),
+            script.display()
+        );
+        std::fs::write(&criu, text).unwrap();
+        std::fs::set_permissions(&criu, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let criu = Criu::at(criu).with_arguments(arguments.iter().copied());
+        let error = scene.dump(&criu, ()).await.unwrap_err();
+        assert_eq!(error.tasks(), TaskState::Running);
+        match (error.kind(), needs) {
+            (ErrorKind::Unsupported { what, needs, has }, Some((argument, version))) => {
+                assert_eq!(what, argument);
+                assert_eq!(
+                    (needs.as_str(), has.as_str()),
+                    (format!("CRIU {version}").as_str(), "3.17.1")
+                );
+            }
+            (ErrorKind::Lost { .. }, None) => {
+                assert!(error.stderr().contains("unrecognized"), "{error:?}")
+            }
+            // See below.
+            (ErrorKind::Start { .. }, _) if reaped_by_others() => {}
+            _ => panic!("{arguments:?}: {error:?}"),
+        }
+    }
 }
 
 /// It ended by itself at once. Where others reap it, it may be gone before it could be watched.

@@ -541,7 +541,9 @@ fn later_option(subject: &Subject) -> Outcome {
         match result {
             Ok(report) => ensure!(compresses == Some(true), "{report:?}"),
             Err(error) => ensure!(
-                compresses == Some(false) && matches!(error.kind(), ErrorKind::Refused { .. }),
+                compresses == Some(false)
+                    && matches!(error.kind(), ErrorKind::Refused { .. })
+                    && error.diagnosis().map(|found| found.code) == Some("compression-not-built"),
                 "{error:?}"
             ),
         }

@@ -220,7 +220,11 @@ fn ended_while_it_reads_memory(end: End, sibling: bool) -> Outcome {
         End::TimeLimit => 5,
     };
     let mut killed = 0;
-    for step in 1..=steps {
+    // On a busy machine a moment that was meant to be in the middle may not be.
+    for (tried, step) in (1..=steps).cycle().take(8 * steps as usize).enumerate() {
+        if tried >= steps as usize && killed >= 3 {
+            break;
+        }
         let delay = whole_time * step / (steps + 1);
         let Some(error) = ended_after(&images, end, sibling, delay)? else {
             // Faster than the time before.
@@ -244,7 +248,7 @@ fn ended_while_it_reads_memory(end: End, sibling: bool) -> Outcome {
     }
     ensure!(
         killed >= 3,
-        "a half-restored task was there {killed} times in {steps}, so little is shown"
+        "a half-restored task was there {killed} times only, so little is shown"
     );
     traces.unchanged()?;
     // Nothing is in the way of the same images.

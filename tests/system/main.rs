@@ -4,15 +4,19 @@ mod causes;
 mod contain;
 mod core;
 mod cpuinfo;
+mod engines;
 mod hardship;
 mod hosts;
 mod image_protos;
+mod interposed;
 mod kept;
 mod live_causes;
+mod long_options;
 mod matrix;
 mod namespaces;
 mod netlock;
 mod pycriu;
+mod recorder;
 mod roles;
 mod rpc_proto;
 mod runc;
@@ -35,6 +39,8 @@ fn main() -> ExitCode {
         Some("--victim") => roles::be_a_victim(&arguments[2..]),
         Some("--contain") => return part(contain::contain(&arguments[2..])),
         Some("--host") => return part(hosts::be_a_host(&arguments[2..])),
+        Some("--record-sessions") => return part(recorder::record_sessions(&arguments[2..])),
+        Some("--lazy-engine") => return part(interposed::be_a_lazy_engine(&arguments[2..])),
         Some("--client") => return part(matrix::be_a_client(&arguments[2..])),
         Some("--elsewhere") => return part(service_ends::be_a_client_elsewhere(&arguments[2..])),
         _ => {}
@@ -72,9 +78,12 @@ fn main() -> ExitCode {
         image_protos::tests(),
         rpc_proto::tests(),
         causes::tests(),
+        long_options::tests(),
         netlock::tests(),
         runc,
+        engines::tests(),
         matrix::tests(),
+        interposed::tests(),
     ];
     for (name, test) in lists.into_iter().flatten() {
         trials.push(trial(name, missing.clone(), test));

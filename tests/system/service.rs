@@ -286,7 +286,10 @@ fn nobody_listens() -> Outcome {
         Ok(report) => return Err(format!("the dump succeeded: {report:?}")),
         Err(error) => error,
     };
-    ensure!(matches!(error.kind(), ErrorKind::Start { .. }), "{error:?}");
+    ensure!(
+        matches!(error.kind(), ErrorKind::Connect { .. }),
+        "{error:?}"
+    );
     ensure!(error.tasks() == TaskState::Running, "{error:?}");
     victim.goes_on()?;
     drop(images);

@@ -90,7 +90,7 @@ fn dump_worker_killed(service: &Service, script: &Script) -> Outcome {
     lost(&error, TaskState::Running)?;
     ensure!(error.left_behind().is_empty(), "{error:?}");
     let locked = matches!(script, Script::QueryExternalFiles | Script::PostDump);
-    ensure!(!error.undone().is_empty() == locked, "{error:?}");
+    ensure!(error.undone().is_empty() != locked, "{error:?}");
     is_unlocked(victim.pid)?;
     victim.goes_on()?;
     drop(images);
@@ -131,7 +131,7 @@ fn restore_worker_killed(script: &Script) -> Outcome {
                 "{left:?} is left: {error:?}"
             );
             let made = *script != Script::PreRestore;
-            ensure!(!error.undone().is_empty() == made, "{error:?}");
+            ensure!(error.undone().is_empty() != made, "{error:?}");
         }
     }
     until("the dead root is reaped", || {

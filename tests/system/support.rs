@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use criu_client::Criu;
@@ -33,8 +34,24 @@ pub(crate) fn whole(error: criu_client::Error) -> String {
     serde_json::to_string_pretty(&error).unwrap_or_else(|_| format!("{error:?}"))
 }
 
+/// The CRIU of the tests: the machine's, or what stands before it.
 pub(crate) fn criu() -> Criu {
-    Criu::find().expect("the harness has looked for criu before")
+    let before = BEFORE_CRIU.lock().expect("one test at a time").clone();
+    match before {
+        Some(program) => Criu::at(program),
+        None => Criu::find().expect("the harness has looked for criu before"),
+    }
+}
+
+static BEFORE_CRIU: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Runs a test with another program in CRIU's place.
+pub(crate) fn with_criu_at(program: PathBuf, test: impl FnOnce() -> Outcome) -> Outcome {
+    let set = |program| *BEFORE_CRIU.lock().expect("one test at a time") = program;
+    set(Some(program));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(test));
+    set(None);
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -158,6 +175,8 @@ impl Traces {
         until("no worker is left", || {
             workers_of(std::process::id()).is_empty()
         })?;
+        // Those that listen in end after CRIU, and come to us, who are the subreaper.
+        until("nobody listens in any more", reap_listeners)?;
         let zombies: Vec<_> = zombies().difference(&self.zombies).copied().collect();
         ensure!(zombies.is_empty(), "zombies: {zombies:?}");
         until("settling threads have closed their descriptors", || {
@@ -269,6 +288,22 @@ pub(crate) fn reap_orphans() {
             return;
         }
     }
+}
+
+/// Reaps what has listened in, and the guard of a listener that has died; false while one of ours does.
+fn reap_listeners() -> bool {
+    let own = std::process::id().to_string();
+    let listeners = pids().into_iter().filter(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let (name, rest) = stat.rsplit_once(')').unwrap_or_default();
+        (name.ends_with("(criu-listener") || name.ends_with("(criu-guard"))
+            && rest.split_whitespace().nth(1) == Some(own.as_str())
+    });
+    listeners.fold(true, |done, pid| {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        let status = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
+        done && status.is_ok_and(|status| status != nix::sys::wait::WaitStatus::StillAlive)
+    })
 }
 
 /// Notes the callbacks of an operation and accepts them.

@@ -268,8 +268,9 @@ pub(in crate::cli) fn started_from() -> Option<Result<Settings, Failure>> {
     };
     Some(match settings.interpose {
         VERSION => Ok(settings),
-        other => Err(unusable().hint(format!(
-            "it has version {other}, this criuctl wants {VERSION}: run `criuctl interpose install` again"
+        other => Err(Failure::input(format!(
+            "{} has version {other}, and this criuctl wants {VERSION}: run `criuctl interpose install` again",
+            path.display()
         ))),
     })
 }

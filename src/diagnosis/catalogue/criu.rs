@@ -1,6 +1,8 @@
 //! The request's options, callbacks, and CRIU as a program.
 
-use super::{ANY, Area, DUMP, KnownCause, cause, error, live, message, of_binary};
+use super::{
+    ANY, Area, DUMP, KnownCause, cause, error, live, live_on, message, of_binary, of_binary_on,
+};
 
 pub(super) const CAUSES: &[KnownCause] = &[
     cause(
@@ -198,6 +200,44 @@ pub(super) const CAUSES: &[KnownCause] = &[
             "/tmp/lab/criu-nolib: error while loading shared libraries: libprotobuf-c.so.9: cannot \
              open shared object file: No such file or directory",
         )],
+    ),
+    cause(
+        "compression-not-built",
+        Area::Build,
+        ANY,
+        "This CRIU was built without LZ4: it neither writes nor reads compressed memory images.",
+        "Dump without --compress; to restore images that are compressed, use a CRIU that was built \
+         with LZ4 (CONFIG_LZ4).",
+        &[
+            error("Memory page compression requires CRIU built with LZ4 support (CONFIG_LZ4)"),
+            error("LZ4 support is required for this image chain"),
+            error(
+                "Image uses memory page compression but CRIU was built without LZ4 support \
+                 (CONFIG_LZ4)",
+            ),
+            error(
+                "Pagemap contains compressed pages but CRIU was built without LZ4 support \
+                 (CONFIG_LZ4)",
+            ),
+        ],
+        &[
+            live_on(
+                "4.3",
+                "Error (criu/config.c:1236): Memory page compression requires CRIU built with LZ4 \
+                 support (CONFIG_LZ4)",
+            ),
+            of_binary_on("4.3", "LZ4 support is required for this image chain"),
+            of_binary_on(
+                "4.3",
+                "Image uses memory page compression but CRIU was built without LZ4 support \
+                 (CONFIG_LZ4)",
+            ),
+            of_binary_on(
+                "4.3",
+                "Pagemap contains compressed pages but CRIU was built without LZ4 support \
+                 (CONFIG_LZ4)",
+            ),
+        ],
     ),
     cause(
         "criu-bug",

@@ -67,6 +67,8 @@ pub enum Area {
     Hooks,
     /// CRIU itself.
     Criu,
+    /// What this CRIU was built with.
+    Build,
 }
 
 /// How much a match says.
@@ -321,9 +323,13 @@ const fn reported(report: &'static str, line: &'static str) -> Sample {
 }
 
 const fn of_binary(message: &'static str) -> Sample {
+    of_binary_on("4.2.1", message)
+}
+
+const fn of_binary_on(version: &'static str, message: &'static str) -> Sample {
     Sample {
         line: message,
-        evidence: Evidence::MessageOfBinary("4.2.1"),
+        evidence: Evidence::MessageOfBinary(version),
     }
 }
 

@@ -1,0 +1,145 @@
+//! Podman over one of the runtimes.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::cgroups::OneVersion;
+use super::ground::{COUNTER, Environment, Ground};
+use super::runtime::Program;
+use super::{Engine, Status};
+use crate::support::{Outcome, reap_orphans, text, until, with_argument};
+
+/// Podman with all it keeps in a directory of its own, and a container made of an image of its own.
+pub(crate) struct Podman {
+    program: Program,
+    ground: Ground,
+    /// The name that Podman has given the container.
+    container: Option<String>,
+    _needed: Option<Arc<OneVersion>>,
+}
+
+impl Podman {
+    pub(crate) fn over(program: Program, environment: Environment) -> Result<Self, String> {
+        let needed = program.needs()?;
+        let mut ground = Ground::new("podman", environment)?;
+        let configuration = ground.path("containers.conf");
+        fs::write(&configuration, CONFIGURATION).map_err(text)?;
+        ground.set("CONTAINERS_CONF", configuration);
+        ground.set("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
+        let podman = Self {
+            program,
+            ground,
+            container: None,
+            _needed: needed,
+        };
+        let archive = podman.ground.make_archive()?;
+        podman.run(&["import", &archive, IMAGE].map(str::to_owned))?;
+        Ok(podman)
+    }
+
+    fn container(&self) -> &str {
+        self.container.as_deref().unwrap_or(&self.ground.id)
+    }
+}
+
+const IMAGE: &str = "localhost/counter";
+
+/// Locks would otherwise be shared with every Podman of the machine.
+const CONFIGURATION: &str = r#"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+"#;
+
+impl Engine for Podman {
+    fn ground(&self) -> &Ground {
+        &self.ground
+    }
+
+    fn invocation(&self) -> Vec<String> {
+        let mut invocation = vec!["podman".to_owned()];
+        for (option, directory) in [
+            ("--root", "storage"),
+            ("--runroot", "run"),
+            ("--tmpdir", "libpod"),
+            ("--network-config-dir", "networks"),
+        ] {
+            invocation.extend([option.to_owned(), self.ground.text(directory)]);
+        }
+        // The runtime's records would otherwise be where everybody's are.
+        let root = format!("root={}", self.ground.text("runtime"));
+        let runtime = ["--runtime", self.program.name(), "--runtime-flag", &root];
+        invocation.extend(runtime.map(str::to_owned));
+        invocation
+    }
+
+    fn start(&mut self) -> Outcome {
+        let (group, volume) = (self.ground.group(), self.ground.volume());
+        let options = [
+            "--name",
+            &self.ground.id,
+            "--network",
+            "none",
+            "--cgroup-parent",
+            &group,
+            "--volume",
+            &volume,
+        ];
+        let mut arguments = vec!["run", "--detach"];
+        arguments.extend(options);
+        arguments.push(IMAGE);
+        arguments.extend(COUNTER);
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        self.container = Some(self.run(&arguments)?.trim().to_owned());
+        self.ground.counts()
+    }
+
+    fn status(&self) -> Result<Status, String> {
+        let inspected = self.run(&["container", "inspect", self.container()].map(str::to_owned))?;
+        Status::inspected(&inspected)
+    }
+
+    /// Podman keeps one checkpoint of a container, in the container's own place: it has no name.
+    fn checkpoint_arguments(&self, _name: &str) -> Vec<String> {
+        ["container", "checkpoint", self.container()]
+            .map(str::to_owned)
+            .into()
+    }
+
+    fn restore_arguments(&self, _name: &str) -> Vec<String> {
+        ["container", "restore", self.container()]
+            .map(str::to_owned)
+            .into()
+    }
+
+    /// conmon and the clean-up that it starts outlive the checkpoint command for a moment, and a restore in that moment
+    /// fails.
+    fn settle(&mut self) -> Outcome {
+        until("conmon and its clean-up are gone", || {
+            reap_orphans();
+            with_argument(Path::new(self.container())).is_empty() && self.ground.is_vacant()
+        })
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        let remove = ["rm", "--all", "--force", "--time", "0"].map(str::to_owned);
+        let _ = self.run(&remove);
+        let _ = self.settle();
+    }
+}
+
+/// What Podman and Docker say of a container, the only one that was asked for.
+impl Status {
+    pub(super) fn inspected(output: &str) -> Result<Self, String> {
+        let mut record: Value = serde_json::from_str(output).map_err(text)?;
+        let record = record[0].take();
+        let state = record["State"].clone();
+        Self::new(&state["Status"], &state["Pid"], record)
+    }
+}
