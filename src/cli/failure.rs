@@ -10,7 +10,7 @@ use clap::builder::styling::AnsiColor;
 use serde::Serialize;
 
 use criu_client::container;
-use criu_client::diagnosis::Area;
+use criu_client::diagnosis::{Area, Diagnosis};
 use criu_client::testing::Departure;
 use criu_client::{Error, ErrorKind, OperationKind, TaskState};
 
@@ -65,6 +65,7 @@ pub(super) struct Own {
     source: Option<Box<dyn StdError + Send + Sync>>,
     operation: Option<OperationKind>,
     tasks: Option<TaskState>,
+    diagnosis: Option<Diagnosis>,
     departure: Option<Departure>,
 }
 
@@ -90,6 +91,7 @@ impl Failure {
             source: None,
             operation: None,
             tasks: None,
+            diagnosis: None,
             departure: None,
         }))
     }
@@ -154,6 +156,14 @@ impl Failure {
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         if let Self::Own(own) = &mut self {
             own.hint = Some(hint.into());
+        }
+        self
+    }
+
+    /// Adds the known cause behind it.
+    pub(super) fn known(mut self, diagnosis: Option<Diagnosis>) -> Self {
+        if let Self::Own(own) = &mut self {
+            own.diagnosis = diagnosis;
         }
         self
     }
@@ -252,6 +262,12 @@ impl Own {
             tasks: Option<TaskState>,
             #[serde(skip_serializing_if = "Option::is_none")]
             departure: Option<&'a Departure>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            findings: Option<Findings<'a>>,
+        }
+        #[derive(Serialize)]
+        struct Findings<'a> {
+            diagnosis: &'a Diagnosis,
         }
         Body {
             code: self.code,
@@ -260,6 +276,10 @@ impl Own {
             hint: self.hint.as_deref(),
             operation: self.operation,
             tasks: self.tasks,
+            findings: self
+                .diagnosis
+                .as_ref()
+                .map(|diagnosis| Findings { diagnosis }),
             departure: self.departure.as_ref(),
         }
     }
@@ -269,6 +289,9 @@ impl Own {
         text.error(&self.message, &self.chain());
         if let Some(tasks) = self.tasks {
             text.tasks(tasks);
+        }
+        if let Some(diagnosis) = &self.diagnosis {
+            text.cause(&diagnosis.summary);
         }
         text.hint(self.hint.as_deref());
         text.0

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use criu_client::image::{INVENTORY, Inventory, PSTREE, ProcessTree};
+use criu_client::image::{INVENTORY, ImageError, Inventory, PSTREE, ProcessTree};
 use criu_client::{Exit, ImagesDir, OperationKind, RestoreReport, TaskState};
 
 use super::Context;
@@ -122,15 +122,24 @@ pub(super) fn images_to_read(restore: &Restore, wanted: Option<i32>) -> Result<I
     if restore.images.stream {
         return Ok(images);
     }
-    let incomplete = || {
+    let unreadable = |error: ImageError| {
+        let diagnosis = images.diagnose(&error);
+        let hint = diagnosis.as_ref().map_or_else(
+            || {
+                "name the directory that was given to the checkpoint; if that failed, make another"
+                    .to_owned()
+            },
+            |diagnosis| diagnosis.remedy.clone(),
+        );
         Failure::input(format!(
             "there is no complete checkpoint in {}",
             path.display()
         ))
-        .hint("name the directory that was given to the checkpoint; if that failed, make another")
+        .known(diagnosis)
+        .hint(hint)
+        .caused_by(error)
     };
-    let inventory = Inventory::read(images.as_fd(), INVENTORY)
-        .map_err(|error| incomplete().caused_by(error))?;
+    let inventory = Inventory::read(images.as_fd(), INVENTORY).map_err(unreadable)?;
     if inventory.is_pre_dump() {
         return Err(Failure::input(format!(
             "{} holds a pre-dump, which cannot be restored",
@@ -138,8 +147,7 @@ pub(super) fn images_to_read(restore: &Restore, wanted: Option<i32>) -> Result<I
         ))
         .hint("name the directory of the checkpoint that was made after it"));
     }
-    let tree =
-        ProcessTree::read(images.as_fd(), PSTREE).map_err(|error| incomplete().caused_by(error))?;
+    let tree = ProcessTree::read(images.as_fd(), PSTREE).map_err(unreadable)?;
     let root = tree.root().pid;
     match wanted {
         Some(wanted) if i64::from(wanted) != i64::from(root) => Err(Failure::input(format!(

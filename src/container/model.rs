@@ -29,6 +29,13 @@ impl fmt::Display for EngineKind {
     }
 }
 
+impl EngineKind {
+    /// The span around what is done to a container.
+    pub(crate) fn span(self, id: &str) -> tracing::Span {
+        tracing::info_span!("container", container = %format_args!("{self}:{id}"))
+    }
+}
+
 /// The state of a container, in the words of the OCI runtime specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

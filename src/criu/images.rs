@@ -11,6 +11,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::tasks::LogFile;
+use crate::diagnosis::Diagnosis;
+use crate::image::{INVENTORY, ImageError};
 
 /// More requests into one directory than this have something wrong with them.
 const LOGS_AT_MOST: u32 = 10_000;
@@ -82,6 +84,31 @@ impl ImagesDir {
 
     pub(crate) fn shared_path(&self) -> Arc<Path> {
         self.path.clone()
+    }
+
+    /// The known cause behind an image of it that cannot be read: what CRIU would fail with.
+    #[must_use]
+    pub fn diagnose(&self, error: &ImageError) -> Option<Diagnosis> {
+        let (code, file) = match error {
+            _ if !self.contains(INVENTORY) => ("no-checkpoint-here", INVENTORY),
+            ImageError::Open { file, source } if source.kind() == io::ErrorKind::NotFound => {
+                ("image-missing", file.as_str())
+            }
+            ImageError::WrongMagic { file, .. } => ("image-not-criu", file.as_str()),
+            ImageError::Truncated {
+                file,
+                offset: 0,
+                available: 0,
+                ..
+            } => ("image-empty", file.as_str()),
+            // The catalogue's sentence has the extension.
+            ImageError::Truncated { file, .. } => {
+                ("image-truncated", file.trim_end_matches(".img"))
+            }
+            ImageError::Malformed { file, .. } => ("image-garbled", file.as_str()),
+            _ => return None,
+        };
+        Diagnosis::by_code(code, &[("image", file)])
     }
 
     /// Whether it holds a file of this name.

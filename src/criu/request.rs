@@ -77,6 +77,10 @@ impl Criu {
             "criu",
             operation = %plan.kind,
             pid = plan.pid,
+            images = plan
+                .images
+                .as_ref()
+                .map(|images| tracing::field::display(images.path().display())),
             version = tracing::field::Empty
         );
         self.begin_in(plan, span.clone()).instrument(span).await
@@ -384,7 +388,7 @@ impl Running {
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
-        tracing::trace!(bytes = bytes.len(), "sending");
+        tracing::trace!(parent: &self.span, what = "request", request = self.session.request_name(), bytes = bytes.len(), "sending");
         let Some(socket) = &self.socket else {
             return Err(Trouble::Lost);
         };

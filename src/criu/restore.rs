@@ -10,9 +10,9 @@ use super::report::RestoreReport;
 use super::settle::Ended;
 use super::tasks::{self, Taken};
 use super::{Criu, ImagesDir, Plan};
-use crate::diagnosis::{self, Findings};
+use crate::diagnosis::{self, Diagnosis, Findings};
 use crate::error::{Error, OperationKind, Result};
-use crate::image::{ImageError, PSTREE, ProcessTree, RestoreStats, STATS_RESTORE};
+use crate::image::{INVENTORY, PSTREE, ProcessTree, RestoreStats, STATS_RESTORE};
 use crate::notify::Hooks;
 use crate::options::{InheritKey, RestoreOptions};
 use crate::rpc::swrk::{Exit, FIRST_REQUEST_FD, reap, reap_in_background};
@@ -219,7 +219,7 @@ impl Criu {
             if !taken.zombie || Instant::now() >= deadline {
                 return Err(
                     Error::precondition(OperationKind::Restore, in_use(&taken), None)
-                        .with_findings(known("pid-in-use", "pid", &taken.pid.to_string())),
+                        .with_findings(pid_in_use(taken.pid)),
                 );
             }
             tokio::time::sleep(LOOK).await;
@@ -242,16 +242,16 @@ fn in_use(taken: &Taken) -> String {
     }
 }
 
-/// What CRIU would have stumbled over.
-fn known(code: &str, name: &str, value: &str) -> Findings {
-    diagnosis::found_before(diagnosis::Operation::Restore, code, &[(name, value)])
+fn pid_in_use(pid: i32) -> Findings {
+    let pid = pid.to_string();
+    let diagnosis = Diagnosis::by_code("pid-in-use", &[("pid", &pid)]);
+    Findings::found_before(diagnosis::Operation::Restore, diagnosis)
 }
 
 /// The pids and thread ids that the images' tasks get in our own pid namespace; none when they bring their own.
 fn own_pids(images: &ImagesDir) -> Result<Vec<i32>> {
     let tree = ProcessTree::read(images.as_fd(), PSTREE).map_err(|source| {
-        let complete = images.contains("inventory.img");
-        let what = match complete {
+        let what = match images.contains(INVENTORY) {
             true => format!("the images in {} cannot be read: {source}", images.path().display()),
             false => format!(
                 "{} holds no complete dump (inventory.img or pstree.img is missing): give the directory that was dumped into",
@@ -259,25 +259,12 @@ fn own_pids(images: &ImagesDir) -> Result<Vec<i32>> {
             ),
         };
         let error = Error::precondition(OperationKind::Restore, what, None);
-        let stem = PSTREE.trim_end_matches(".img");
-        match &source {
-            _ if !complete => error.with_findings(known("no-checkpoint-here", "image", PSTREE)),
-            ImageError::WrongMagic { .. } => {
-                error.with_findings(known("image-not-criu", "image", PSTREE))
-            }
-            ImageError::Truncated { offset: 0, available: 0, .. } => {
-                error.with_findings(known("image-empty", "image", PSTREE))
-            }
-            ImageError::Truncated { .. } => {
-                error.with_findings(known("image-truncated", "image", stem))
-            }
-            ImageError::Malformed { .. } => {
-                error.with_findings(known("image-garbled", "image", PSTREE))
-            }
-            source if source.is_not_found() => {
-                error.with_findings(known("image-missing", "image", PSTREE))
-            }
-            _ => error,
+        match images.diagnose(&source) {
+            diagnosis @ Some(_) => error.with_findings(Findings::found_before(
+                diagnosis::Operation::Restore,
+                diagnosis,
+            )),
+            None => error,
         }
     })?;
     // The root of a pid namespace is its number 1, and nobody else is.

@@ -16,7 +16,7 @@ use crate::notify::{Event, HookError, Notify, Script};
 use crate::rpc::service::Peer;
 use crate::rpc::session::{Incoming, Session, Violation};
 use crate::rpc::swrk::Worker;
-use crate::rpc::transport::{Socket, tell_sender};
+use crate::rpc::transport::{Datagram, Socket, tell_sender};
 use crate::rpc::wire::CriuResp;
 use crate::sys::ExitWatch;
 use crate::version::Version;
@@ -123,7 +123,7 @@ impl Running {
         if let Some(until) = self.refused_until {
             // What comes of it if CRIU takes longer is settled elsewhere, with the refusal as the cause.
             return match tokio::time::timeout_at(until.into(), received).await {
-                Ok(Ok(Some(datagram))) => self.session.take(datagram).ok(),
+                Ok(Ok(Some(datagram))) => self.take(datagram).ok(),
                 _ => None,
             };
         }
@@ -138,19 +138,35 @@ impl Running {
             None => received.await,
         };
         let trouble = match received {
-            Ok(Some(datagram)) => {
-                tracing::trace!(parent: &self.span, bytes = datagram.bytes.len(), fds = datagram.fds.len(), "received");
-                match self.session.take(datagram) {
-                    Ok(incoming) => return Some(incoming),
-                    Err(violation) => Trouble::Protocol(violation),
-                }
-            }
+            Ok(Some(datagram)) => match self.take(datagram) {
+                Ok(incoming) => return Some(incoming),
+                Err(violation) => Trouble::Protocol(violation),
+            },
             Ok(None) => Trouble::Lost,
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Trouble::Lost,
             Err(error) => Trouble::Transport("receiving", error),
         };
         self.note(trouble);
         None
+    }
+
+    /// Takes the next datagram, and tells what it is.
+    pub(super) fn take(&mut self, datagram: Datagram) -> Result<Incoming, Violation> {
+        let (bytes, fds) = (datagram.bytes.len(), datagram.fds.len());
+        let taken = self.session.take(datagram);
+        let request = self.session.request_name();
+        match &taken {
+            Ok(Incoming::Callback(callback)) => {
+                tracing::trace!(parent: &self.span, what = "callback", script = callback.script, bytes, fds, "received");
+            }
+            Ok(Incoming::Answer(_)) => {
+                tracing::trace!(parent: &self.span, what = "answer", request, bytes, fds, "received");
+            }
+            Err(violation) => {
+                tracing::trace!(parent: &self.span, what = "violation", request, %violation, bytes, fds, "received");
+            }
+        }
+        taken
     }
 
     pub(super) async fn reply(&mut self, accept: bool, external: Vec<String>) {
@@ -160,7 +176,7 @@ impl Running {
             && self
                 .deadline
                 .is_some_and(|deadline| Instant::now() >= deadline);
-        let accept = match script {
+        let accept = match &script {
             Some(script) if late && !script.refusal_is_ignored(self.kind) => {
                 self.out_of_time();
                 false
@@ -173,6 +189,7 @@ impl Running {
         };
         let hook = self.clock.hook_replied();
         tracing::debug!(parent: &self.span, accept, micros = hook.as_micros() as u64, "reply");
+        tracing::trace!(parent: &self.span, what = "reply", script = script.as_ref().map(tracing::field::display), bytes = bytes.len(), "sending");
         match socket.send(&bytes, &[]).await {
             Ok(()) => {}
             // CRIU is gone, but may have said why: that is still to be read.

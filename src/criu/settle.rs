@@ -96,11 +96,13 @@ pub(crate) struct Ended {
 
 /// After a good answer, with the worker ended.
 pub(crate) fn settled_well(mut running: Box<Running>) -> Ended {
-    let exit = running
-        .worker
-        .as_ref()
-        .and_then(Worker::pidfd)
-        .and_then(crate::rpc::swrk::reap);
+    let exit = {
+        let _entered = running.span.enter();
+        running
+            .worker
+            .as_ref()
+            .and_then(|worker| worker.reaped(Instant::now()).unwrap_or_default())
+    };
     if exit.is_none()
         && let Some(pidfd) = running.worker.as_ref().and_then(Worker::pidfd)
         && let Ok(pidfd) = pidfd.try_clone_to_owned()
@@ -242,8 +244,11 @@ fn refuse_until_end(running: &mut Running, patience: Instant) -> bool {
             Ok(None) => return true,
             Err(error) => return error.kind() == io::ErrorKind::ConnectionReset,
         };
-        match running.session.take(datagram) {
-            Ok(Incoming::Answer(answer)) => running.answer = Some(answer),
+        match running.take(datagram) {
+            Ok(Incoming::Answer(answer)) => {
+                tracing::debug!(success = answer.success, errno = answer.cr_errno, "answer");
+                running.answer = Some(answer);
+            }
             Ok(Incoming::Callback(callback)) => {
                 let event = Event::new(&callback.script, callback.pid, callback.fds);
                 tracing::debug!(script = %event.script(), "callback refused while settling");

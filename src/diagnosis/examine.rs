@@ -407,31 +407,32 @@ fn from_numbers(
         .iter()
         .map(|number| ("signal", number.as_str()))
         .collect();
-    by_code(code, &captures)
+    Diagnosis::by_code(code, &captures)
 }
 
-fn by_code(code: &str, captures: &[(&str, &str)]) -> Option<Diagnosis> {
-    let cause = known_cause(code)?;
-    Some(Diagnosis {
-        code: cause.code,
-        area: cause.area,
-        summary: fill(cause.summary, captures),
-        remedy: fill(cause.remedy, captures),
-        line: None,
-    })
-}
-
-/// A cause that was found without asking CRIU, who would have said nothing else. `captures` fill the catalogue's sentence.
-pub(crate) fn found_before(
-    operation: Operation,
-    code: &str,
-    captures: &[(&str, &str)],
-) -> Findings {
-    Findings {
-        diagnosis: by_code(code, captures),
-        ..examine(Examination {
-            operation,
-            ..Examination::default()
+impl Diagnosis {
+    /// What the catalogue says under `code`, filled in.
+    pub(crate) fn by_code(code: &str, captures: &[(&str, &str)]) -> Option<Self> {
+        let cause = known_cause(code)?;
+        Some(Self {
+            code: cause.code,
+            area: cause.area,
+            summary: fill(cause.summary, captures),
+            remedy: fill(cause.remedy, captures),
+            line: None,
         })
+    }
+}
+
+impl Findings {
+    /// What was found out without asking CRIU, who would have stumbled over it.
+    pub(crate) fn found_before(operation: Operation, diagnosis: Option<Diagnosis>) -> Self {
+        Self {
+            diagnosis,
+            ..examine(Examination {
+                operation,
+                ..Examination::default()
+            })
+        }
     }
 }

@@ -41,7 +41,6 @@ mod tests;
 use serde::Serialize;
 
 pub use catalogue::{Area, Evidence, KnownCause, Sample, catalogue, known_cause};
-pub(crate) use examine::found_before;
 pub use examine::{CausalLine, Diagnosis, Examination, Findings, Source, diagnose, examine};
 pub use explain::{ExplainError, explain};
 pub use line::{Level, LogLine, Place};

@@ -9,6 +9,7 @@ mod interpose;
 mod interrupted;
 mod lifecycle;
 mod page_server;
+mod preconditions;
 mod property;
 mod protocol;
 mod recordings;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         replay::sessions::CASES,
     ];
     let mut others = cli::tests();
+    others.extend(preconditions::tests());
     others.extend(replay::command::tests());
     others.extend(trace::tests());
     others.extend(cli_criu::tests());

@@ -15,7 +15,7 @@ use crate::cpuinfo;
 use crate::support::*;
 
 /// Where `scripts/install` puts the CRIUs that are tested besides the installed one.
-const SIDE_BY_SIDE: &str = "/var/lib/criu-client-test";
+pub(crate) const SIDE_BY_SIDE: &str = "/var/lib/criu-client-test";
 
 /// What a test of one CRIU gets.
 struct Subject {

@@ -21,6 +21,7 @@ mod recorder;
 mod roles;
 mod rpc_proto;
 mod runc;
+mod seen;
 mod service;
 mod service_ends;
 mod support;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         namespaces::tests(),
         transfer::tests(),
         hardship::tests(),
+        seen::tests(),
         service::tests(),
         service_ends::tests(),
         hosts::tests(),

@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use criu_client::notify::{Event, Notify, Reply, Script, hook_fn};
-use criu_client::options::{DumpOptions, Leave, PageTransport};
+use criu_client::options::{DumpOptions, Leave, NetworkLock, PageTransport, RestoreOptions};
 use criu_client::{Criu, Error, ErrorKind, HookFailure, ImagesDir, TaskState, TimeLimits};
 
+use crate::core::SIDE_BY_SIDE;
 use crate::support::*;
 use crate::victim::restore_options;
 
@@ -31,6 +32,7 @@ const DISTURBANCES: [(Disturbance, &str); 5] = [
 
 pub(crate) fn tests() -> Tests {
     let dump = [
+        (Script::PreStream, false),
         (Script::PreDump, false),
         (Script::NetworkLock, false),
         (Script::QueryExternalFiles, false),
@@ -39,6 +41,7 @@ pub(crate) fn tests() -> Tests {
         (Script::StatusReady, true),
     ];
     let restore = [
+        Script::PreStream,
         Script::PreRestore,
         Script::SetupNamespaces,
         Script::PostSetupNamespaces,
@@ -54,7 +57,16 @@ pub(crate) fn tests() -> Tests {
             let title = format!("matrix/dump/{script}/{name}");
             tests.push((
                 title,
-                Box::new(move || disturbed_dump(&script, lazy, disturbance)),
+                Box::new(move || disturbed_dump(&script, lazy, None, disturbance)),
+            ));
+        }
+        // The others lock as the installed CRIU was built to.
+        for script in [Script::QueryExternalFiles, Script::PostDump] {
+            let title = format!("matrix/dump/{script}/nftables/{name}");
+            let lock = Some(NetworkLock::Nftables);
+            tests.push((
+                title,
+                Box::new(move || disturbed_dump(&script, false, lock, disturbance)),
             ));
         }
         for script in restore.clone() {
@@ -72,21 +84,44 @@ pub(crate) fn tests() -> Tests {
     tests
 }
 
-fn dump_options(lazy: bool) -> DumpOptions {
+fn dump_options(script: &Script, lazy: bool, lock: Option<NetworkLock>) -> DumpOptions {
+    let mut options = DumpOptions::new();
+    if *script == Script::PreStream {
+        options = options.stream(true);
+    }
+    if let Some(lock) = lock {
+        options = options.network_lock(lock);
+    }
     match lazy {
-        true => DumpOptions::new()
+        true => options
             .lazy_pages(true)
             .page_server(PageTransport::tcp("127.0.0.1", free_port())),
-        false => DumpOptions::new().leave(Leave::Running),
+        false => options.leave(Leave::Running),
     }
 }
 
-fn limited(disturbance: Disturbance) -> Criu {
+/// Only that of the latest CRIU comes before there must be a streamer: nothing gets so far here that one is needed.
+fn restored(options: RestoreOptions, script: &Script) -> RestoreOptions {
+    match script {
+        Script::PreStream => options.stream(true),
+        _ => options,
+    }
+}
+
+/// The one that has the callback.
+fn criu_with(script: &Script) -> Criu {
+    match script {
+        Script::PreStream => Criu::at(Path::new(SIDE_BY_SIDE).join("criu-4.3/usr/sbin/criu")),
+        _ => criu(),
+    }
+}
+
+fn limited(script: &Script, disturbance: Disturbance) -> Criu {
     let mut limits = TimeLimits::default().settle(Duration::from_secs(5));
     if disturbance == Disturbance::TimeOut {
         limits = limits.hook(Duration::from_millis(100));
     }
-    criu().with_limits(limits)
+    criu_with(script).with_limits(limits)
 }
 
 /// Does what is to be done at the callback; never returns a refusal of its own for the last two.
@@ -172,17 +207,22 @@ fn expect_error(
     Ok(())
 }
 
-fn disturbed_dump(script: &Script, lazy: bool, disturbance: Disturbance) -> Outcome {
+fn disturbed_dump(
+    script: &Script,
+    lazy: bool,
+    lock: Option<NetworkLock>,
+    disturbance: Disturbance,
+) -> Outcome {
     let victim = Victim::start(if lazy { Kind::Plain } else { Kind::Network })?;
     let traces = Traces::take();
     let images = victim.images("images");
     if disturbance == Disturbance::KillClient {
-        killed_client("dump", script, lazy, &victim, &images, false)?;
+        killed_client("dump", script, lazy, lock, &victim, &images, false)?;
     } else {
-        let criu = limited(disturbance);
+        let criu = limited(script, disturbance);
         let result = block_on(async {
             disturbed!(
-                criu.start_dump(victim.pid, &images, dump_options(lazy)),
+                criu.start_dump(victim.pid, &images, dump_options(script, lazy, lock)),
                 criu,
                 script,
                 disturbance
@@ -202,7 +242,18 @@ fn disturbed_dump(script: &Script, lazy: bool, disturbance: Disturbance) -> Outc
                     "the ignored refusal is not reported: {report:?}"
                 );
             }
-            Err(error) => expect_error(&error, script, disturbance, TaskState::Running)?,
+            Err(error) => {
+                expect_error(&error, script, disturbance, TaskState::Running)?;
+                ensure!(
+                    lock.is_none()
+                        || disturbance != Disturbance::KillCriu
+                        || error
+                            .undone()
+                            .iter()
+                            .any(|undone| undone.contains("nftables")),
+                    "nothing was locked, so nothing is shown: {error:?}"
+                );
+            }
         }
     }
     drop(images);
@@ -240,9 +291,9 @@ fn disturbed_restore(script: &Script, sibling: bool, disturbance: Disturbance) -
     };
 
     if disturbance == Disturbance::KillClient {
-        killed_client("restore", script, false, &victim, &images, sibling)?;
+        killed_client("restore", script, false, None, &victim, &images, sibling)?;
     } else {
-        let criu = limited(disturbance);
+        let criu = limited(script, disturbance);
         let state = if runs {
             TaskState::Running
         } else {
@@ -251,7 +302,8 @@ fn disturbed_restore(script: &Script, sibling: bool, disturbance: Disturbance) -
         let mut root = None;
         let result = block_on(async {
             if sibling {
-                let operation = criu.start_restore_child(&images, victim.restore_options());
+                let options = restored(victim.restore_options(), script);
+                let operation = criu.start_restore_child(&images, options);
                 disturbed!(operation, criu, script, disturbance).map(|restored| {
                     restored.map(|restored: criu_client::RestoredChild| {
                         root = Some(restored.root);
@@ -259,7 +311,8 @@ fn disturbed_restore(script: &Script, sibling: bool, disturbance: Disturbance) -
                     })
                 })
             } else {
-                let operation = criu.start_restore(&images, victim.restore_options());
+                let options = restored(victim.restore_options(), script);
+                let operation = criu.start_restore(&images, options);
                 disturbed!(operation, criu, script, disturbance)
             }
         });
@@ -334,6 +387,7 @@ fn killed_client(
     verb: &str,
     script: &Script,
     lazy: bool,
+    lock: Option<NetworkLock>,
     victim: &Victim,
     images: &ImagesDir,
     sibling: bool,
@@ -344,6 +398,7 @@ fn killed_client(
             verb,
             script.as_str(),
             &lazy.to_string(),
+            &lock.is_some().to_string(),
             &victim.pid.to_string(),
         ])
         .arg(images.path())
@@ -371,14 +426,17 @@ fn killed_client(
 
 /// The part of the client that is killed.
 pub(crate) fn be_a_client(arguments: &[String]) -> Outcome {
-    let [verb, script, lazy, pid, images, root, sibling] = arguments else {
+    let [verb, script, lazy, nftables, pid, images, root, sibling] = arguments else {
         return Err(format!("wrong arguments {arguments:?}"));
     };
     let script = Script::from_name(script);
+    let hold_at = script.clone();
     let pid: i32 = pid.parse().map_err(text)?;
     // The only victims with a root of their own here are those with a terminal.
     let root = Some(Path::new(root)).filter(|root| !root.as_os_str().is_empty());
-    let restored = restore_options(root, root.is_some());
+    let options = restored(restore_options(root, root.is_some()), &script);
+    let lock = (nftables == "true").then_some(NetworkLock::Nftables);
+    let criu = criu_with(&script);
     let images = ImagesDir::open(Path::new(images)).map_err(text)?;
     let hooks = hook_fn(async |notify: Notify| {
         if notify.script() == script {
@@ -392,15 +450,17 @@ pub(crate) fn be_a_client(arguments: &[String]) -> Outcome {
     });
     block_on(async {
         match (verb.as_str(), sibling.as_str()) {
-            ("dump", _) => criu()
-                .dump(pid, &images, hooks, dump_options(lazy == "true"))
+            ("dump", _) => criu
+                .dump(
+                    pid,
+                    &images,
+                    hooks,
+                    dump_options(&hold_at, lazy == "true", lock),
+                )
                 .await
                 .map(drop),
-            (_, "true") => criu()
-                .restore_child(&images, hooks, restored)
-                .await
-                .map(drop),
-            _ => criu().restore(&images, hooks, restored).await.map(drop),
+            (_, "true") => criu.restore_child(&images, hooks, options).await.map(drop),
+            _ => criu.restore(&images, hooks, options).await.map(drop),
         }
     })
     .map_err(whole)

@@ -3,6 +3,7 @@
 mod failures;
 mod fixture;
 mod journeys;
+mod seen;
 
 use crate::support::Outcome;
 
@@ -13,6 +14,10 @@ pub(crate) fn tests() -> Vec<Test> {
         (
             "runc: a default container goes there and back",
             journeys::round_trip,
+        ),
+        (
+            "runc: what is done to a container names it",
+            seen::of_a_container,
         ),
         (
             "runc: a container left running is checkpointed twice",

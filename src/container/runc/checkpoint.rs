@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use serde::Serialize;
+use tracing::Instrument;
 
 use super::options::CheckpointOptions;
 use super::record::STATE;
@@ -89,6 +90,7 @@ impl Runc {
         options: CheckpointOptions,
     ) -> Result<CheckpointReport> {
         self.checkpointed(criu, id, images, hooks, options)
+            .instrument(EngineKind::Runc.span(id))
             .await
             .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
     }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tracing::Instrument;
 
 use super::checkpoint::work_directory;
 use super::options::RestoreOptions;
@@ -76,6 +77,7 @@ impl Runc {
             options,
             &mut left_behind,
         )
+        .instrument(EngineKind::Runc.span(id))
         .await
         .map_err(|kind| Error::new(EngineKind::Runc, id, kind).with_left_behind(left_behind))
     }
