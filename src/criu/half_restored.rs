@@ -56,8 +56,12 @@ impl RestoreCare {
             let tree: Vec<Task> = tasks::with_descendants(&roots)
                 .into_iter()
                 .filter_map(Task::open)
-                // A number may have come to mean another process, but none that is older than the restore.
-                .filter(|task| task.started >= self.started && task.state() != TaskState::Absent)
+                // A number may have come to mean another process, but none that is older than the restore. That of a root which
+                // a callback named has not: its handle was opened then.
+                .filter(|task| {
+                    let named = self.roots.iter().any(|root| root.pid == task.pid);
+                    (named || task.started >= self.started) && task.state() != TaskState::Absent
+                })
                 .collect();
             if tree.is_empty() {
                 break;

@@ -33,6 +33,10 @@ const AFTER_KILL: Duration = Duration::from_secs(30);
 /// How long CRIU may take to notice that we have hung up, when its time is over otherwise.
 const HANG_UP: Duration = Duration::from_secs(1);
 
+/// How long a service's worker that has hung up may take to end: it does nothing in between, and whoever lives on is
+/// somebody who carries its words.
+const AFTER_HANG_UP: Duration = Duration::from_millis(200);
+
 /// How long traced tasks may take to run on after their tracer's end.
 const DETACH: Duration = Duration::from_secs(2);
 
@@ -196,9 +200,10 @@ fn after_service(running: &Running, hung_up: bool, patience: Instant) -> Afterma
         // Its parent waits for its end.
         care if care.lives_on() => undo(),
         care => {
-            let patience = match care.must_be_killed() {
-                true => Instant::now() + HANG_UP,
-                false => patience.max(Instant::now() + HANG_UP),
+            let patience = match (hung_up, care.must_be_killed()) {
+                (true, _) => Instant::now() + AFTER_HANG_UP,
+                (false, true) => Instant::now() + HANG_UP,
+                (false, false) => patience.max(Instant::now() + HANG_UP),
             };
             let ended = match &running.peer {
                 Some(peer) => peer.gone(patience),

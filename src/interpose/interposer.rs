@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::sockopt::PeerCredentials;
+
 use super::mask::Mask;
 use super::proxy::{Notes, Proxy, engine_of};
 use super::recording::{Entry, Event as Record, Side, micros_since_epoch};
@@ -161,9 +163,11 @@ impl<'a> Interposer<'a> {
     /// # Errors
     /// When one of them is no such socket.
     pub async fn between(self, engine: OwnedFd, criu: OwnedFd) -> io::Result<Side> {
-        let engine_pid = rustix::net::sockopt::socket_peercred(&engine)
+        // Zero stands for a process of another pid namespace, whose descriptors cannot be found.
+        let engine_pid = nix::sys::socket::getsockopt(&engine, PeerCredentials)
             .ok()
-            .map(|peer| peer.pid.as_raw_nonzero().get());
+            .map(|peer| peer.pid())
+            .filter(|pid| *pid > 0);
         let Self {
             hooks,
             hook_limit,

@@ -265,8 +265,12 @@ fn peek_sender(socket: BorrowedFd<'_>) -> io::Result<Option<i32>> {
         Some(&mut space),
         MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC,
     )?;
-    // Zero stands for a process of another pid namespace.
-    Ok(received.cmsgs()?.find_map(|message| match message {
+    // Refused when there were descriptors: no answer of CRIU's that we ask this of has any.
+    let Ok(mut messages) = received.cmsgs() else {
+        return Ok(None);
+    };
+    // Zero stands for a process of another pid namespace, which is why it is not read as a number that cannot be zero.
+    Ok(messages.find_map(|message| match message {
         ControlMessageOwned::ScmCredentials(sender) if sender.pid() > 0 => Some(sender.pid()),
         _ => None,
     }))
@@ -374,10 +378,13 @@ mod tests {
         let (ours, theirs) = pair().unwrap();
         tell_sender(&ours, true).unwrap();
         let ours = Socket::new(ours).unwrap();
-        let (one, _two) = pair().unwrap();
-        send_now(theirs.as_fd(), b"mine", &[one.as_fd()]).unwrap();
+        send_now(theirs.as_fd(), b"plain", &[]).unwrap();
         let own = std::process::id().cast_signed();
         assert_eq!(ours.next_sender().await.unwrap(), Some(own));
+        assert_eq!(ours.receive().await.unwrap().unwrap().bytes, b"plain");
+        let (one, _two) = pair().unwrap();
+        send_now(theirs.as_fd(), b"mine", &[one.as_fd()]).unwrap();
+        assert_eq!(ours.next_sender().await.unwrap(), None);
         tell_sender(&ours, false).unwrap();
         let received = ours.receive().await.unwrap().unwrap();
         assert_eq!(received.bytes, b"mine");
