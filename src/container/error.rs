@@ -100,7 +100,7 @@ pub enum ErrorKind {
     /// An option does not go together with this container, or a needed one is missing.
     #[error("{option}: {problem}")]
     Option {
-        /// Its long name on runc's command line.
+        /// Its long name on a runtime's command line.
         option: &'static str,
         /// What is wrong with it.
         problem: String,

@@ -18,10 +18,11 @@
 //! |---|---|
 //! | `descriptors.json` | what the standard descriptors were; every runtime wants it |
 //! | `criuctl-container.json` | engine, name, plan of the dump |
-//! | `criuctl-runc-state.json`, `criuctl-runc-config.json` | runc's record and the bundle's configuration, which are gone after a checkpoint |
+//! | `criuctl-runc-state.json`, `criuctl-runc-config.json`; `criuctl-crun-status.json`, `criuctl-crun-config.json` | the runtime's record and the configuration, which are gone after a checkpoint |
 
 mod adopt;
 mod cgroup;
+pub mod crun;
 mod error;
 mod model;
 mod mounts;
@@ -30,6 +31,7 @@ pub mod oci;
 mod oci_hooks;
 pub mod plan;
 pub mod runc;
+pub mod runtime;
 
 pub use error::{Error, ErrorKind, Result};
 pub use model::{

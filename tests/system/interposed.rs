@@ -426,7 +426,7 @@ pub(crate) fn be_a_lazy_engine(arguments: &[String]) -> Outcome {
         let workers = workers_of(std::process::id());
         let listener = children_named("criu-guard")
             .into_iter()
-            .flat_map(|guard| children_of(guard))
+            .flat_map(children_of)
             .next()
             .ok_or("nobody listens in")?;
         nix::sys::signal::kill(

@@ -17,7 +17,7 @@ mod netlock;
 mod pycriu;
 mod roles;
 mod rpc_proto;
-mod runc;
+mod runtimes;
 mod service;
 mod support;
 mod transfer;
@@ -50,15 +50,6 @@ fn main() -> ExitCode {
     support::block_on(async {});
     let missing = missing();
     let mut trials = Vec::new();
-    let runc: support::Tests = runc::tests()
-        .into_iter()
-        .map(|(name, test)| {
-            (
-                name.to_owned(),
-                Box::new(test) as Box<dyn Fn() -> Outcome + Send>,
-            )
-        })
-        .collect();
     let lists = [
         core::tests(),
         kept::tests(),
@@ -71,7 +62,7 @@ fn main() -> ExitCode {
         rpc_proto::tests(),
         causes::tests(),
         netlock::tests(),
-        runc,
+        runtimes::tests(),
         engines::tests(),
         matrix::tests(),
         interposed::tests(),

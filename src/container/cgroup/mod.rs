@@ -112,6 +112,18 @@ impl Hierarchies {
         Some(hierarchy.root.join(relative))
     }
 
+    /// The path of a container's groups from the top of each hierarchy, if it is the same in all.
+    pub(crate) fn common_path(&self, groups: &BTreeMap<String, PathBuf>) -> Option<PathBuf> {
+        let mut relative = groups.iter().filter_map(|(controller, group)| {
+            let hierarchy = self.0.get(controller)?;
+            group.strip_prefix(&hierarchy.mount_point).ok()
+        });
+        let first = relative.next()?;
+        relative
+            .all(|path| path == first)
+            .then(|| Path::new("/").join(first))
+    }
+
     /// The name of the hierarchy's mount point, such as `cpu,cpuacct`.
     pub(crate) fn mount_name(&self, controller: &str) -> Option<&std::ffi::OsStr> {
         self.0.get(controller)?.mount_point.file_name()
