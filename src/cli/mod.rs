@@ -14,6 +14,7 @@ mod failure;
 mod features;
 mod hooks;
 mod interpose;
+mod list;
 mod man;
 mod options;
 mod output;
@@ -114,6 +115,7 @@ enum Verb {
     Version(version::VersionArgs),
     Check(check::Check),
     Features(features::FeaturesArgs),
+    List(list::List),
     Checkpoint(Box<checkpoint_args::Checkpoint>),
     Restore(Box<restore_args::Restore>),
     PageServer(Box<page_server::PageServerArgs>),
@@ -206,6 +208,7 @@ pub(crate) fn run() -> ExitCode {
 fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Explain(explain) => explain::run(context, &explain),
+        Verb::List(list) => list::run(context, &list),
         Verb::Completions(completions) => completions::run(&completions, &mut Cli::command()),
         Verb::Man(man) => man::run(&man, Cli::command()),
         verb => tokio::runtime::Builder::new_current_thread()
@@ -226,7 +229,9 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::PageServer(page_server) => page_server::run(context, &page_server).await,
         Verb::Trace(trace) => trace::run(context, &trace).await,
         Verb::Interpose(interpose) => interpose::run(context, &interpose).await,
-        Verb::Explain(_) | Verb::Completions(_) | Verb::Man(_) => Ok(ExitCode::SUCCESS),
+        Verb::Explain(_) | Verb::List(_) | Verb::Completions(_) | Verb::Man(_) => {
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -158,7 +158,7 @@ impl Error {
         self.inner.engine
     }
 
-    /// The container's name.
+    /// The container's name; empty where all were looked at.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.inner.id
@@ -240,7 +240,10 @@ impl fmt::Display for Error {
         let Inner {
             engine, id, kind, ..
         } = &*self.inner;
-        write!(f, "{engine} container {id:?}: {kind}")?;
+        match id.as_str() {
+            "" => write!(f, "{engine} containers: {kind}")?,
+            id => write!(f, "{engine} container {id:?}: {kind}")?,
+        }
         match self.remedy() {
             Some(remedy) => write!(f, ": {remedy}"),
             None => Ok(()),

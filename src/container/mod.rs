@@ -24,6 +24,7 @@ mod adopt;
 mod cgroup;
 pub mod crun;
 mod error;
+mod list;
 mod model;
 mod mounts;
 mod network;
@@ -34,6 +35,7 @@ pub mod runc;
 pub mod runtime;
 
 pub use error::{Error, ErrorKind, Result};
+pub use list::Listed;
 pub use model::{
     EngineKind, Live, Model, Mount, MountEntry, MountKind, Namespace, NamespaceKind, ProcessId,
     Status,

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-const VERBS: [&str; 9] = [
+const VERBS: [&str; 10] = [
+    "list",
     "version",
     "check",
     "features",

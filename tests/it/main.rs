@@ -8,6 +8,7 @@ mod lifecycle;
 mod page_server;
 mod property;
 mod protocol;
+mod records;
 mod support;
 mod transport;
 mod worker;
@@ -28,5 +29,12 @@ fn main() -> ExitCode {
         worker::CASES,
         property::CASES,
     ];
-    harness::main(&cases, &["worker::"], cli::tests())
+    harness::main(
+        &cases,
+        &["worker::"],
+        [cli::tests(), records::tests()]
+            .into_iter()
+            .flatten()
+            .collect(),
+    )
 }

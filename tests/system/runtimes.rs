@@ -3,6 +3,7 @@
 
 mod failures;
 mod fixture;
+mod interchange;
 mod journeys;
 
 use criu_client::container::crun::CrunEngine;
@@ -14,6 +15,7 @@ use fixture::Program;
 pub(crate) fn tests() -> Tests {
     let mut tests = of::<RuncEngine>();
     tests.extend(of::<CrunEngine>());
+    tests.extend(interchange::tests());
     tests
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Hierarchy {
 
 /// The hierarchies of this host by controller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Hierarchies(BTreeMap<String, Hierarchy>);
+pub struct Hierarchies(BTreeMap<String, Hierarchy>);
 
 impl Hierarchies {
     pub(crate) fn of_host() -> io::Result<Self> {

@@ -30,12 +30,12 @@ use std::path::{Path, PathBuf};
 
 pub use super::runtime::{CheckpointOptions, CheckpointReport, RestoreOptions, Restored};
 
-use super::cgroup;
+use super::cgroup::{self, Hierarchies};
 use super::error::ErrorKind;
 use super::model::{EngineKind, Model};
 use super::oci::CONFIG;
 use super::runtime::Runtime;
-use super::runtime::engine::{self, Adopted, Draft, Habits, Source};
+use super::runtime::engine::{self, Adopted, Brief, Draft, Habits, Source};
 use record::{Record, Status};
 
 /// crun's containers of one root.
@@ -72,6 +72,10 @@ impl Habits for CrunEngine {
 
     fn config(_: &Model, directory: &Path) -> PathBuf {
         directory.join(CONFIG)
+    }
+
+    fn brief(directory: &Path, host: &Hierarchies) -> Result<Option<Brief>, ErrorKind> {
+        record::brief(directory, host)
     }
 
     fn parse_saved(bytes: &[u8]) -> serde_json::Result<Status> {

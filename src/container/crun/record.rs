@@ -13,7 +13,7 @@ use crate::container::model::{
 };
 use crate::container::mounts;
 use crate::container::oci::{CONFIG, DeviceRule, Linux, Resources, Spec};
-use crate::container::runtime::engine::{self, Adopted};
+use crate::container::runtime::engine::{self, Adopted, Brief};
 
 /// The file's name in a container's directory.
 pub(super) const STATUS: &str = "status";
@@ -79,6 +79,20 @@ impl Status {
         self.cgroup_path.is_empty()
     }
 
+    fn init(&self) -> ProcessId {
+        ProcessId {
+            pid: self.pid,
+            start_time: self.process_start_time,
+        }
+    }
+
+    fn cgroups(&self, host: &Hierarchies) -> BTreeMap<String, PathBuf> {
+        match self.has_no_cgroup() {
+            true => BTreeMap::new(),
+            false => host.paths(&format!("/{}", self.cgroup_path), ""),
+        }
+    }
+
     /// Of a container that is to be restored. Whatever cgroup driver it had: systemd knows no scope of it now.
     pub(super) fn restored(bundle: &Path, rootfs: &Path, group: Option<&Path>) -> Self {
         Self {
@@ -122,19 +136,36 @@ pub struct Record {
     cgroups: BTreeMap<String, PathBuf>,
 }
 
+fn broken(directory: &Path) -> impl FnOnce(serde_json::Error) -> ErrorKind {
+    |source| ErrorKind::State {
+        path: directory.join(STATUS),
+        problem: "is broken, or of a version of crun that is not known (1.8 to 1.28 are): \
+                  compare it with what `crun --version` writes for a new container"
+            .into(),
+        source: Some(source.into()),
+    }
+}
+
+/// What a list needs of a record: the configuration is not among it.
+pub(super) fn brief(directory: &Path, host: &Hierarchies) -> Result<Option<Brief>, ErrorKind> {
+    let Some(bytes) = engine::read(&directory.join(STATUS))? else {
+        return Ok(None);
+    };
+    let status: Status = serde_json::from_slice(&bytes).map_err(broken(directory))?;
+    Ok(Some(Brief {
+        init: status.init(),
+        cgroups: status.cgroups(host),
+        bundle: status.bundle,
+        rootless: false,
+    }))
+}
+
 impl engine::Record for Record {
     fn read(directory: &Path) -> Result<Option<Self>, ErrorKind> {
-        let broken = |source: serde_json::Error| ErrorKind::State {
-            path: directory.join(STATUS),
-            problem: "is broken, or of a version of crun that is not known (1.8 to 1.28 are): \
-                      compare it with what `crun --version` writes for a new container"
-                .into(),
-            source: Some(source.into()),
-        };
         let Some(bytes) = engine::read(&directory.join(STATUS))? else {
             return Ok(None);
         };
-        let status: Status = serde_json::from_slice(&bytes).map_err(broken)?;
+        let status: Status = serde_json::from_slice(&bytes).map_err(broken(directory))?;
         let Some(bytes) = engine::read(&directory.join(CONFIG))? else {
             return Err(ErrorKind::State {
                 path: directory.join(CONFIG),
@@ -151,18 +182,15 @@ impl engine::Record for Record {
         })?;
         let stdio = match &status.external_descriptors {
             None => Vec::new(),
-            Some(text) => serde_json::from_str(text).map_err(broken)?,
+            Some(text) => serde_json::from_str(text).map_err(broken(directory))?,
         };
         let id = directory
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let cgroups = match status.has_no_cgroup() {
-            true => BTreeMap::new(),
-            false => Hierarchies::of_host()
-                .map_err(ErrorKind::system("looking for control groups"))?
-                .paths(&format!("/{}", status.cgroup_path), &id),
-        };
+        let host =
+            Hierarchies::of_host().map_err(ErrorKind::system("looking for control groups"))?;
+        let cgroups = status.cgroups(&host);
         Ok(Some(Self {
             id,
             status,
@@ -173,10 +201,7 @@ impl engine::Record for Record {
     }
 
     fn init(&self) -> ProcessId {
-        ProcessId {
-            pid: self.status.pid,
-            start_time: self.status.process_start_time,
-        }
+        self.status.init()
     }
 
     fn noted_stdio(&self) -> &[String] {

@@ -33,11 +33,12 @@ use serde_json::{Map, Value};
 
 pub use super::runtime::{CheckpointOptions, CheckpointReport, RestoreOptions, Restored};
 
+use super::cgroup::Hierarchies;
 use super::error::ErrorKind;
 use super::model::{EngineKind, Model, ProcessId};
 use super::oci::CONFIG;
 use super::runtime::Runtime;
-use super::runtime::engine::{Adopted, Bundle, Draft, Habits, Source};
+use super::runtime::engine::{Adopted, Brief, Bundle, Draft, Habits, Source};
 use record::Record;
 
 /// runc's containers of one root.
@@ -75,6 +76,10 @@ impl Habits for RuncEngine {
 
     fn config(model: &Model, _: &Path) -> PathBuf {
         model.bundle.join(CONFIG)
+    }
+
+    fn brief(directory: &Path, _: &Hierarchies) -> Result<Option<Brief>, ErrorKind> {
+        record::brief(directory)
     }
 
     fn parse_saved(bytes: &[u8]) -> serde_json::Result<Record> {

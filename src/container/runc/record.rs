@@ -13,7 +13,7 @@ use crate::container::model::{
 };
 use crate::container::mounts;
 use crate::container::oci::Hook;
-use crate::container::runtime::engine::{self, Adopted, now};
+use crate::container::runtime::engine::{self, Adopted, Brief, now};
 
 /// The file's name in a container's directory.
 pub(super) const STATE: &str = "state.json";
@@ -169,21 +169,60 @@ impl Record {
     }
 }
 
+fn broken(path: PathBuf) -> impl FnOnce(serde_json::Error) -> ErrorKind {
+    |source| ErrorKind::State {
+        path,
+        problem: "is broken, or of a version of runc that is not known (1.0 to 1.4 are): \
+                  compare it with what `runc --version` writes for a new container"
+            .into(),
+        source: Some(source.into()),
+    }
+}
+
+/// What a list needs of a record: the rest, which is most of it, is passed over.
+pub(super) fn brief(directory: &Path) -> Result<Option<Brief>, ErrorKind> {
+    #[derive(Deserialize)]
+    struct Few {
+        init_process_pid: i32,
+        init_process_start: u64,
+        cgroup_paths: BTreeMap<String, PathBuf>,
+        #[serde(default)]
+        rootless: bool,
+        config: Labels,
+    }
+    #[derive(Deserialize)]
+    struct Labels {
+        labels: Option<Vec<String>>,
+    }
+    let path = directory.join(STATE);
+    let Some(bytes) = engine::read(&path)? else {
+        return Ok(None);
+    };
+    let few: Few = serde_json::from_slice(&bytes).map_err(broken(path))?;
+    let labels = few.config.labels.iter().flatten();
+    Ok(Some(Brief {
+        init: ProcessId {
+            pid: few.init_process_pid,
+            start_time: few.init_process_start,
+        },
+        cgroups: few.cgroup_paths,
+        // The last: an annotation may have the same name.
+        bundle: labels
+            .filter_map(|label| label.strip_prefix("bundle="))
+            .next_back()
+            .unwrap_or_default()
+            .into(),
+        rootless: few.rootless,
+    }))
+}
+
 impl engine::Record for Record {
     fn read(directory: &Path) -> Result<Option<Self>, ErrorKind> {
         let path = directory.join(STATE);
         let Some(bytes) = engine::read(&path)? else {
             return Ok(None);
         };
-        Self::parse(&bytes)
-            .map(Some)
-            .map_err(|source| ErrorKind::State {
-                path,
-                problem: "is broken, or of a version of runc that is not known (1.0 to 1.4 are): \
-                          compare it with what `runc --version` writes for a new container"
-                    .into(),
-                source: Some(source.into()),
-            })
+        Self::parse(&bytes).map(Some).map_err(broken(path))
     }
 
     fn init(&self) -> ProcessId {

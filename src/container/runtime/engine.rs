@@ -46,6 +46,9 @@ pub trait Habits: Debug + Clone + Send + Sync + 'static {
     /// The configuration that the container was made by.
     fn config(model: &Model, directory: &Path) -> PathBuf;
 
+    /// What of a container's record a list is made of; `None` when there is no such container.
+    fn brief(directory: &Path, host: &Hierarchies) -> Result<Option<Brief>, ErrorKind>;
+
     fn parse_saved(bytes: &[u8]) -> serde_json::Result<Self::Saved>;
 
     /// A container to be made of a bundle.
@@ -71,6 +74,19 @@ pub trait Record: Debug + Clone + Send + Sync + Sized {
 
     fn model(&self, terminal: bool) -> Result<Model, ErrorKind>;
 }
+
+/// As much of a record as a list needs.
+#[derive(Debug)]
+pub struct Brief {
+    pub(crate) init: ProcessId,
+    /// Enough of its control groups to tell whether it is frozen.
+    pub(crate) cgroups: BTreeMap<String, PathBuf>,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootless: bool,
+}
+
+/// Why a rootless container cannot be checkpointed.
+pub(crate) const ROOTLESS: &str = "it is rootless, and the control groups, mounts and devices of such a container cannot be restored";
 
 /// What the runtime would say of the container whose directory this is.
 pub(crate) fn status(

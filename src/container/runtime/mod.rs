@@ -151,12 +151,9 @@ impl<E: Engine> Container<E> {
             _ => return Err(ErrorKind::NotRunning { status }),
         };
         if self.record.is_rootless() {
-            return Err(ErrorKind::Unsupported(ROOTLESS.into()));
+            return Err(ErrorKind::Unsupported(engine::ROOTLESS.into()));
         }
         let noted = self.record.noted_stdio();
         Ok(DumpPlan::new(&self.model, live, noted, consumer))
     }
 }
-
-/// Why a rootless container cannot be checkpointed.
-const ROOTLESS: &str = "it is rootless, and the control groups, mounts and devices of such a container cannot be restored";

@@ -67,7 +67,7 @@ impl Program for CrunEngine {
 
 /// A bundle, a container of it, and a root for runc's records: all of one test.
 pub(super) struct Fixture<E: Program> {
-    pub(super) directory: tempfile::TempDir,
+    pub(super) directory: Arc<tempfile::TempDir>,
     pub(super) id: String,
     /// The processes that came to us, to be reaped.
     pub(super) inits: Vec<i32>,
@@ -85,7 +85,7 @@ impl<E: Program> Fixture<E> {
         let needed = E::needs()?;
         let directory = tempfile::tempdir().map_err(text)?;
         let fixture = Self {
-            directory,
+            directory: directory.into(),
             id: format!("criuctl-test-{}-{id}", std::process::id()),
             inits: Vec::new(),
             engine: PhantomData,
@@ -104,15 +104,33 @@ impl<E: Program> Fixture<E> {
             .status()
             .map_err(text)?;
         ensure!(status.success(), "{} spec: {status}", E::NAME);
-        let path = fixture.bundle().join("config.json");
+        fixture.configure(|config| {
+            config["process"]["terminal"] = json!(false);
+            config["root"]["readonly"] = json!(false);
+            config["process"]["args"] = json!(["/bin/sh", "-c", COUNT]);
+            change(config);
+        })?;
+        Ok(fixture)
+    }
+
+    /// A container of the same name, bundle and root as another that is gone.
+    pub(super) fn beside<F: Program>(other: &Fixture<F>) -> Result<Self, String> {
+        Ok(Self {
+            directory: Arc::clone(&other.directory),
+            id: other.id.clone(),
+            inits: Vec::new(),
+            engine: PhantomData,
+            _needed: E::needs()?,
+        })
+    }
+
+    /// Changes the configuration.
+    pub(super) fn configure(&self, change: impl FnOnce(&mut Value)) -> Outcome {
+        let path = self.bundle().join("config.json");
         let mut config: Value =
             serde_json::from_slice(&fs::read(&path).map_err(text)?).map_err(text)?;
-        config["process"]["terminal"] = json!(false);
-        config["root"]["readonly"] = json!(false);
-        config["process"]["args"] = json!(["/bin/sh", "-c", COUNT]);
         change(&mut config);
-        fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)?;
-        Ok(fixture)
+        fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)
     }
 
     pub(super) fn bundle(&self) -> PathBuf {
@@ -210,8 +228,17 @@ impl<E: Program> Fixture<E> {
         Ok(())
     }
 
+    /// crun does not wait until everything is frozen.
+    pub(super) fn pause(&self) -> Outcome {
+        self.run(&["pause", &self.id])?;
+        until("it is paused", || self.has_status("paused").is_ok())
+    }
+
     pub(super) fn count(&self) -> Option<u64> {
-        fs::read_to_string(self.rootfs().join("count"))
+        // With a read-only root it is a bind mount.
+        let bound = self.directory.path().join("count");
+        fs::read_to_string(bound)
+            .or_else(|_| fs::read_to_string(self.rootfs().join("count")))
             .ok()?
             .trim()
             .parse()

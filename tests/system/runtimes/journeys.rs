@@ -107,8 +107,7 @@ pub(super) fn round_trip<E: Program>() -> Outcome {
         listed["config"]["namespaces"]
     );
 
-    box_.run(&["pause", &box_.id])?;
-    box_.has_status("paused")?;
+    box_.pause()?;
     box_.run(&["resume", &box_.id])?;
     box_.counts()?;
     let list: Value =
@@ -566,7 +565,7 @@ pub(super) fn foreground<E: Program>() -> Outcome {
 pub(super) fn paused<E: Program>() -> Outcome {
     let mut box_ = Fixture::<E>::new("paused")?;
     box_.start()?;
-    box_.run(&["pause", &box_.id])?;
+    box_.pause()?;
     let images = [box_.images("left"), box_.images("gone")];
     let options = CheckpointOptions::new().leave_running(true);
     block_on(
@@ -577,7 +576,7 @@ pub(super) fn paused<E: Program>() -> Outcome {
     box_.has_status("paused")?;
     box_.run(&["resume", &box_.id])?;
     box_.counts()?;
-    box_.run(&["pause", &box_.id])?;
+    box_.pause()?;
     box_.checkpoint(&images[1])?;
     // It comes back running: nobody would know whom to ask to resume it.
     for images in &images {
