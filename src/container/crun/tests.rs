@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::record::{self, Record, Status};
 use crate::container::cgroup::Hierarchies;
 use crate::container::model::{Live, MountEntry, MountKind, NamespaceKind, ProcessId};
-use crate::container::plan::{Consumer, DumpPlan, RestorePlan};
+use crate::container::plan::{Consumer, DumpPlan, Masks, RestorePlan};
 use crate::container::runtime::engine::{self, Adopted, Record as _};
 
 const STATUS: &str = include_str!("../../../tests/data/crun/default/status");
@@ -112,10 +112,55 @@ fn masks_have_the_names_of_whoever_is_to_restore() {
 }
 
 #[test]
+fn directories_are_masked_with_an_empty_one_of_the_host() {
+    let mut recorded = Recorded::new();
+    let mask = "89 68 254:0 /run/crun/.empty-directory /proc/acpi ro - ext4 /dev/vda rw";
+    recorded.live.mounts = MountEntry::parse_all(MOUNTS.replace("/null ", "/other ").as_bytes())
+        .unwrap()
+        .into_iter()
+        .filter(|mount| mount.mount_point != Path::new("/proc/acpi"))
+        .chain(MountEntry::parse_all(mask.as_bytes()).unwrap())
+        .collect();
+    let plan = recorded.dump(Consumer::Runc);
+    let external = plan["external"].to_string();
+    assert!(
+        external.contains("mnt[/proc/acpi]:/proc/acpi"),
+        "{external}"
+    );
+    let note = plan["notes"][0].as_str().unwrap();
+    assert!(
+        note.contains("/proc/acpi, which is mounted") && !note.contains("--for"),
+        "{note}"
+    );
+
+    let masks = Masks {
+        directories: vec!["/proc/acpi".into()],
+        crun_roots: vec!["/some/root".into()],
+    };
+    let model = recorded.record().model(false).unwrap();
+    let plan = RestorePlan::new(&model, &Hierarchies::default(), &[], &[], true, &masks);
+    let external = serde_json::to_value(&plan).unwrap()["external"].to_string();
+    for expected in [
+        "mnt[/proc/acpi]:/run/criu-client/.empty-directory",
+        "mnt[/some/root/.empty-directory]:/run/criu-client/.empty-directory",
+        "mnt[/proc/keys]:/dev/null",
+    ] {
+        assert!(external.contains(expected), "{external}");
+    }
+}
+
+#[test]
 fn the_network_comes_from_the_images_if_it_is_there() {
     let model = Recorded::new().record().model(false).unwrap();
     for there in [false, true] {
-        let plan = RestorePlan::new(&model, &Hierarchies::default(), &[], &[], there);
+        let plan = RestorePlan::new(
+            &model,
+            &Hierarchies::default(),
+            &[],
+            &[],
+            there,
+            &Masks::default(),
+        );
         assert_eq!(plan.empty_network_namespace, !there);
     }
 }

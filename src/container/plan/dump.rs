@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::names::{Consumer, notes};
-use super::{NULL, as_texts, bind_below, namespace_key};
+use super::{EMPTY, NULL, as_texts, bind_below, namespace_key};
 use crate::container::cgroup::UNIFIED;
 use crate::container::model::{Live, Model, MountEntry, MountKind, NamespaceKind};
 use crate::options::{DumpOptions, ExternalOnDump};
@@ -57,13 +57,18 @@ impl DumpPlan {
         let own_devices = live
             .mount_at(Path::new("/dev"))
             .map(|mount| mount.device.as_str());
+        let mut directories = Vec::new();
         for path in &model.masked_paths {
             // A mask made of the container's own null device is a bind within the container, which CRIU dumps as such.
             let foreign = |mount: &&MountEntry| {
                 mount.root == Path::new("/null") && Some(mount.device.as_str()) != own_devices
             };
-            if live.mount_at(path).filter(foreign).is_some() {
+            let mask = live.mount_at(path);
+            if mask.filter(foreign).is_some() {
                 external.add(path, family.mask(path));
+            } else if mask.is_some_and(|mask| mask.root.ends_with(EMPTY)) {
+                directories.push(path.clone());
+                external.add(path, path);
             }
         }
         for path in &model.devices {
@@ -84,7 +89,7 @@ impl DumpPlan {
                 })
             });
         external.extend(namespaces);
-        let notes = notes(model, consumer, &external);
+        let notes = notes(model, consumer, &external, &directories);
 
         Self {
             pid: live.init.pid,

@@ -15,7 +15,11 @@ use super::model::{Mount, MountKind, NamespaceKind};
 
 pub use dump::DumpPlan;
 pub use names::Consumer;
+pub(super) use restore::{EMPTY_DIRECTORY, Masks};
 pub use restore::{MountPoint, RestorePlan};
+
+/// The name of the empty directory that newer releases of crun mask directories with, in crun's root, and of ours.
+pub(super) const EMPTY: &str = ".empty-directory";
 
 /// The device that files are masked with, and runc's name of such files in images.
 const NULL: &str = "/dev/null";

@@ -1,6 +1,6 @@
 //! Names that stand for external mounts in images, and whose own restore knows which.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,8 +69,14 @@ impl Consumer {
     }
 }
 
-/// Says which runtime's own restore does not take images with these external mounts, of those that are to.
-pub(super) fn notes(model: &Model, consumer: Consumer, external: &[ExternalOnDump]) -> Vec<String> {
+/// Says which runtime's own restore does not take images with these external mounts, of those that are to. `directories` are
+/// masked ones among the mounts.
+pub(super) fn notes(
+    model: &Model,
+    consumer: Consumer,
+    external: &[ExternalOnDump],
+    directories: &[PathBuf],
+) -> Vec<String> {
     let wanted = Consumer::ALL
         .into_iter()
         .filter(|runtime| [Consumer::Any, *runtime].contains(&consumer));
@@ -86,11 +92,10 @@ pub(super) fn notes(model: &Model, consumer: Consumer, external: &[ExternalOnDum
             return None;
         }
         let runtime_name = runtime.name();
-        let masks_alone = unknown.iter().all(|path| {
-            model
-                .masked_paths
-                .iter()
-                .any(|masked| masked == Path::new(path))
+        // runc has a name for a masked file, and none for a directory.
+        let masks_alone = unknown.iter().map(Path::new).all(|path| {
+            model.masked_paths.iter().any(|masked| masked == path)
+                && !directories.iter().any(|directory| directory == path)
         });
         let remedy = match masks_alone && consumer != runtime {
             true => {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{NULL, as_texts, bind_below, namespace_key};
+use super::{EMPTY, NULL, as_texts, bind_below, namespace_key};
 use crate::container::cgroup::{Hierarchies, UNIFIED};
 use crate::container::model::{Model, Mount, MountKind, NamespaceKind};
 use crate::container::mounts::{self, PointKind};
@@ -38,6 +38,18 @@ pub struct RestorePlan {
     pub empty_network_namespace: bool,
     /// CRIU's configuration file for this container. Its options win over all others.
     pub config_file: Option<PathBuf>,
+}
+
+/// What stands in for masked directories that the dump left out. It is made when it is missing, and stays.
+pub(crate) const EMPTY_DIRECTORY: &str = "/run/criu-client/.empty-directory";
+
+/// What is known of a container's masks.
+#[derive(Debug, Default)]
+pub(crate) struct Masks {
+    /// Masked paths that are directories.
+    pub(crate) directories: Vec<PathBuf>,
+    /// Where crun may have kept the container.
+    pub(crate) crun_roots: Vec<PathBuf>,
 }
 
 /// A mount point that must exist.
@@ -73,6 +85,10 @@ impl RestorePlan {
         names: &[String],
         descriptors: &[String],
         network: bool,
+        Masks {
+            directories: masked_directories,
+            crun_roots,
+        }: &Masks,
     ) -> Self {
         let mut external = Counterparts::default();
         for mount in &model.mounts {
@@ -95,9 +111,17 @@ impl RestorePlan {
         if !model.masked_paths.is_empty() {
             external.add(Path::new(NULL), Path::new(NULL));
         }
-        // Runtimes of crun's family name a masked file by its path.
+        // Runtimes of crun's family name a mask by its path; newer ones those of directories by that of an empty one as well.
         for path in &model.masked_paths {
-            external.add(path, Path::new(NULL));
+            match masked_directories.contains(path) {
+                true => external.add(path, Path::new(EMPTY_DIRECTORY)),
+                false => external.add(path, Path::new(NULL)),
+            }
+        }
+        if !masked_directories.is_empty() {
+            for root in crun_roots {
+                external.add(&root.join(EMPTY), Path::new(EMPTY_DIRECTORY));
+            }
         }
         for path in &model.devices {
             external.add(path, path);

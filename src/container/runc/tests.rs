@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::record::{self, Record};
 use crate::container::cgroup::Hierarchies;
 use crate::container::model::{Live, Model, MountEntry, MountKind, NamespaceKind, ProcessId};
-use crate::container::plan::{Consumer, DumpPlan, RestorePlan};
+use crate::container::plan::{Consumer, DumpPlan, Masks, RestorePlan};
 use crate::container::runtime::engine::{Adopted, Record as _};
 
 macro_rules! recorded {
@@ -90,6 +90,7 @@ impl Recorded {
             &own(names),
             &own(descriptors),
             false,
+            &Masks::default(),
         ))
     }
 }

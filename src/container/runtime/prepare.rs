@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 
 use super::beside::{Saved, descriptors};
 use super::checkpoint::{CHECKPOINTED, Removed, remove};
-use super::engine::{self, Bundle, Draft, Record, Source};
+use super::engine::{self, Bundle, Draft, Habits, Record, Source};
 use super::{Engine, Runtime};
 use crate::ImagesDir;
 use crate::container::cgroup::{self, Hierarchies};
+use crate::container::crun::CrunEngine;
 use crate::container::error::ErrorKind;
 use crate::container::model::{Model, MountKind, NamespaceKind, Status};
 use crate::container::mounts;
 use crate::container::oci::{CONFIG, Spec};
-use crate::container::plan::RestorePlan;
+use crate::container::plan::{Masks, RestorePlan};
 
 type Result<T> = std::result::Result<T, ErrorKind>;
 
@@ -128,6 +129,7 @@ impl<E: Engine> Runtime<E> {
             &saved.mount_names,
             &descriptors,
             E::RESTORES_NETWORK && saved.network,
+            &masks(&model, self.root()),
         );
         Ok(Prepared {
             directory,
@@ -138,6 +140,29 @@ impl<E: Engine> Runtime<E> {
             descriptors,
             notes,
         })
+    }
+}
+
+/// What is masked in kernel file systems is there what it is here.
+fn masks(model: &Model, root: &Path) -> Masks {
+    let is_directory = |path: &&PathBuf| match path.starts_with("/proc") || path.starts_with("/sys")
+    {
+        true => path.is_dir(),
+        false => mounts::resolve_in(&model.rootfs, path).is_ok_and(|path| {
+            model
+                .rootfs
+                .join(path.strip_prefix("/").unwrap_or(&path))
+                .is_dir()
+        }),
+    };
+    Masks {
+        directories: model
+            .masked_paths
+            .iter()
+            .filter(is_directory)
+            .cloned()
+            .collect(),
+        crun_roots: vec![root.to_owned(), CrunEngine::ROOT.into()],
     }
 }
 

@@ -15,7 +15,7 @@ use super::{Engine, Runtime, console};
 use crate::container::adopt::{self, Guard, Journal};
 use crate::container::error::{Error, ErrorKind, Result};
 use crate::container::model::{ProcessId, Status};
-use crate::container::plan::RestorePlan;
+use crate::container::plan::{EMPTY_DIRECTORY, RestorePlan};
 use crate::container::{cgroup, mounts, network, oci_hooks};
 use crate::notify::{Event, HookError, Hooks, Notify, Reply};
 use crate::options::{CgroupMode, InheritKey};
@@ -325,6 +325,8 @@ fn make<E: Engine>(
             },
             _ => ErrorKind::system(format!("making {}", directory.display()))(source),
         })?;
+    fs::create_dir_all(EMPTY_DIRECTORY)
+        .map_err(ErrorKind::system(format!("making {EMPTY_DIRECTORY}")))?;
     for point in &plan.mount_points {
         let failed = |path: &Path| {
             format!(
