@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use criu_client::container::EngineKind;
 use criu_client::{DumpReport, ImagesDir, OperationKind, PreDumpReport};
 
 use super::Context;
@@ -15,7 +16,7 @@ use super::hooks::CliHooks;
 use super::output::{Output, pages, time};
 use super::signals::{Interrupts, state_of};
 use super::target::Target;
-use super::{report, runc};
+use super::{container, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -37,16 +38,33 @@ pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<Ex
             "a lazy checkpoint listens on every address of this machine and ends with the first connection that closes",
         );
     }
-    if matches!(checkpoint.target, Target::Pid(_)) && checkpoint.containers.runc_root.is_some() {
-        return Err(Failure::usage("--runc-root is for containers")
-            .hint("leave it out, or write runc:ID as the target"));
-    }
-    match &checkpoint.target {
-        Target::Pid(pid) if checkpoint.dump_memory.pre_dump => {
-            pre_dump(context, checkpoint, *pid).await
+    let (engine, id) = match &checkpoint.target {
+        Target::Pid(pid) => {
+            container::refuse_roots(&checkpoint.containers)?;
+            if checkpoint.checkpoint_containers.consumer.is_some() {
+                return Err(container::not_for_processes("--for"));
+            }
+            match checkpoint.dump_memory.pre_dump {
+                true => pre_dump(context, checkpoint, *pid).await,
+                false => dump(context, checkpoint, *pid).await,
+            }?;
+            return Ok(ExitCode::SUCCESS);
         }
-        Target::Pid(pid) => dump(context, checkpoint, *pid).await,
-        Target::Runc(id) => runc::checkpoint(context, checkpoint, id).await,
+        Target::Container(engine, id) => (engine, id),
+    };
+    let engine = match engine {
+        Some(engine) => *engine,
+        None => checkpoint.containers.engine_of(id)?,
+    };
+    match engine {
+        EngineKind::Crun => {
+            let crun = checkpoint.containers.crun();
+            container::checkpoint(context, checkpoint, &crun, id).await
+        }
+        _ => {
+            let runc = checkpoint.containers.runc();
+            container::checkpoint(context, checkpoint, &runc, id).await
+        }
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,11 +10,12 @@ use criu_client::options::{
     DumpOptions, ExternalOnDump, Leave, NetworkLock, PageTransport, PreDumpMode, PreDumpOptions,
 };
 
+use super::container_args::{CheckpointContainers, Containers};
 use super::descriptors::inherited;
 use super::failure::Failure;
 use super::options::{
-    Cgroups, Containers, CriuArgs, CriuMore, Files, Images, LogArgs, Mounts, Namespaces, Network,
-    Security, Tasks, TlsArgs, apply_common, apply_modern, apply_tree, flags, given, work_dir,
+    Cgroups, CriuArgs, CriuMore, Files, Images, LogArgs, Mounts, Namespaces, Network, Security,
+    Tasks, TlsArgs, apply_common, apply_modern, apply_tree, flags, given, work_dir,
 };
 use super::target::Target;
 use super::values::{self, Compress, HostPort, compression};
@@ -30,14 +31,17 @@ Examples:
   criuctl checkpoint pid:4711 -D /var/tmp/images --leave-running --hook post-dump=/usr/local/bin/snapshot
   criuctl checkpoint pid:4711 -D /var/tmp/1 --pre-dump
   criuctl checkpoint pid:4711 -D /var/tmp/2 --parent-path ../1 --track-mem
-  criuctl checkpoint runc:web --image-path /var/tmp/web")]
+  criuctl checkpoint runc:web --image-path /var/tmp/web
+  criuctl checkpoint crun:web --image-path /var/tmp/web")]
 pub(super) struct Checkpoint {
-    /// What to checkpoint: pid:N, runc:ID, or the ID of a runc container
+    /// What to checkpoint: pid:N, runc:ID, crun:ID, or an ID that is looked for in runc and crun
     #[arg(value_name = "TARGET")]
     pub(super) target: Target,
 
     #[command(flatten)]
     pub(super) containers: Containers,
+    #[command(flatten)]
+    pub(super) checkpoint_containers: CheckpointContainers,
     #[command(flatten)]
     pub(super) images: Images,
     #[command(flatten)]

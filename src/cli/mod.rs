@@ -6,12 +6,15 @@ mod check;
 mod checkpoint;
 mod checkpoint_args;
 mod completions;
+mod container;
+mod container_args;
 mod descriptors;
 mod explain;
 mod failure;
 mod features;
 mod hooks;
 mod interpose;
+mod list;
 mod man;
 mod options;
 mod output;
@@ -20,7 +23,6 @@ mod replay;
 mod report;
 mod restore;
 mod restore_args;
-mod runc;
 mod signals;
 mod target;
 mod trace;
@@ -115,6 +117,7 @@ enum Verb {
     Version(version::VersionArgs),
     Check(check::Check),
     Features(features::FeaturesArgs),
+    List(list::List),
     Checkpoint(Box<checkpoint_args::Checkpoint>),
     Restore(Box<restore_args::Restore>),
     PageServer(Box<page_server::PageServerArgs>),
@@ -208,6 +211,7 @@ pub(crate) fn run() -> ExitCode {
 fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Explain(explain) => explain::run(context, &explain),
+        Verb::List(list) => list::run(context, &list),
         Verb::Completions(completions) => completions::run(&completions, &mut Cli::command()),
         Verb::Man(man) => man::run(&man, Cli::command()),
         verb => tokio::runtime::Builder::new_current_thread()
@@ -229,7 +233,9 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Trace(trace) => trace::run(context, &trace).await,
         Verb::Interpose(interpose) => interpose::run(context, &interpose).await,
         Verb::Replay(replay) => replay::run(context, &replay).await,
-        Verb::Explain(_) | Verb::Completions(_) | Verb::Man(_) => Ok(ExitCode::SUCCESS),
+        Verb::Explain(_) | Verb::List(_) | Verb::Completions(_) | Verb::Man(_) => {
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

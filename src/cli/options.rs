@@ -80,15 +80,6 @@ pub(super) struct Files {
     pub(super) evasive_devices: bool,
 }
 
-/// Containers: checkpoint and restore.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Containers")]
-pub(super) struct Containers {
-    /// Where runc keeps its containers, as its own --root [default: /run/runc]
-    #[arg(long, value_name = "DIR", value_parser = values::path)]
-    pub(super) runc_root: Option<PathBuf>,
-}
-
 /// Network: checkpoint and restore.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]

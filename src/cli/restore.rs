@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
+use criu_client::container::EngineKind;
 use criu_client::image::{INVENTORY, ImageError, Inventory, PSTREE, ProcessTree};
 use criu_client::{Exit, ImagesDir, OperationKind, RestoreReport, TaskState};
 
@@ -20,7 +21,7 @@ use super::output::{Output, pages, time};
 use super::restore_args::Restore;
 use super::signals::{Attendant, Interrupts, state_of};
 use super::target::Target;
-use super::{report, runc};
+use super::{container, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -35,10 +36,24 @@ struct Restored<'a> {
 
 pub(super) async fn run(context: &Context, restore: &Restore) -> Result<ExitCode, Failure> {
     context.demand_root(restore.security.unprivileged)?;
-    match &restore.target {
-        Some(Target::Runc(id)) => runc::restore(context, restore, id).await,
-        Some(Target::Pid(pid)) => tree(context, restore, Some(*pid)).await,
-        None => tree(context, restore, None).await,
+    let (engine, id) = match &restore.target {
+        Some(Target::Container(engine, id)) => (engine, id),
+        Some(Target::Pid(pid)) => return tree(context, restore, Some(*pid)).await,
+        None => return tree(context, restore, None).await,
+    };
+    let engine = match engine {
+        Some(engine) => *engine,
+        None => container::engine_of_images(&images_to_read(restore, None)?, id)?,
+    };
+    match engine {
+        EngineKind::Crun => {
+            let crun = restore.containers.crun();
+            container::restore(context, restore, &crun, id).await
+        }
+        _ => {
+            let runc = restore.containers.runc();
+            container::restore(context, restore, &runc, id).await
+        }
     }
 }
 
@@ -50,15 +65,10 @@ async fn tree(
 ) -> Result<ExitCode, Failure> {
     let operation = OperationKind::Restore;
     let output = &context.output;
-    for (option, given) in [
-        ("--bundle", restore.containers.bundle.is_some()),
-        ("--runc-root", restore.containers.runc_root.is_some()),
-    ] {
-        if given {
-            return Err(Failure::usage(format!("{option} is for containers"))
-                .hint("leave it out, or write runc:ID as the target"));
-        }
+    if restore.restore_containers.bundle.is_some() {
+        return Err(container::not_for_processes("--bundle"));
     }
+    container::refuse_roots(&restore.containers)?;
     let hooks = CliHooks::new(&restore.criu_more.hooks, operation)?
         .with_console(restore.restore_tasks.console_socket.as_deref())?;
     let criu = context.criu(restore.program_arguments())?;

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use criu_client::options::{ExternalOnRestore, JoinNamespace, LsmProfile, RestoreOptions};
 
+use super::container_args::{Containers, RestoreContainers};
 use super::descriptors::inherited;
 use super::failure::Failure;
 use super::options::{
@@ -26,15 +27,18 @@ Examples:
   criuctl restore --image-path /var/tmp/images
   criuctl restore pid:4711 --image-path /var/tmp/images --detach --pid-file /run/job.pid
   criuctl restore -D /var/tmp/images --exec-cmd -- /usr/local/bin/supervisor --adopt
-  criuctl restore runc:web --image-path /var/tmp/web --bundle /srv/web --detach")]
+  criuctl restore runc:web --image-path /var/tmp/web --bundle /srv/web --detach
+  criuctl restore crun:web --image-path /var/tmp/web --bundle /srv/web --detach")]
 pub(super) struct Restore {
-    /// What to restore: pid:N (the root of the tree in the images), runc:ID, or the ID of a runc container [default: the
-    /// process tree in the images]
+    /// What to restore: pid:N (the root of the tree in the images), runc:ID, crun:ID, or an ID for a container of the
+    /// runtime that the checkpoint names [default: the process tree in the images]
     #[arg(value_name = "TARGET")]
     pub(super) target: Option<Target>,
 
     #[command(flatten)]
-    pub(super) containers: RestoreContainers,
+    pub(super) restore_containers: RestoreContainers,
+    #[command(flatten)]
+    pub(super) containers: Containers,
     #[command(flatten)]
     pub(super) images: Images,
     #[command(flatten)]
@@ -73,18 +77,6 @@ pub(super) struct Restore {
     pub(super) log: LogArgs,
     #[command(flatten)]
     pub(super) criu_more: CriuMore,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Containers")]
-pub(super) struct RestoreContainers {
-    /// Bundle of the container [default: the current directory]
-    #[arg(long, short = 'b', value_name = "DIR", value_parser = values::path)]
-    pub(super) bundle: Option<PathBuf>,
-
-    /// Where runc keeps its containers, as its own --root [default: /run/runc]
-    #[arg(long, value_name = "DIR", value_parser = values::path)]
-    pub(super) runc_root: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,30 +1,32 @@
-//! What is checkpointed or restored: `pid:N`, `runc:ID`, or a bare ID.
+//! What is checkpointed or restored: `pid:N`, `runc:ID`, `crun:ID`, or a bare ID.
 
 use std::fmt;
 use std::str::FromStr;
+
+use criu_client::container::EngineKind;
 
 /// A process tree or a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     /// The process tree below this pid.
     Pid(i32),
-    /// The runc container of this id.
-    Runc(String),
+    /// The container of this id, of that engine if it was named.
+    Container(Option<EngineKind>, String),
 }
 
 /// Engines whose containers have a name in this grammar but cannot be handled yet.
-const OTHER_ENGINES: [&str; 4] = ["crun", "docker", "podman", "lxc"];
+const OTHER_ENGINES: [&str; 3] = ["docker", "podman", "lxc"];
 
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("write pid:N or runc:ID".into());
+            return Err("write pid:N, runc:ID or crun:ID".into());
         }
         if text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!(
-                "for a process write pid:{text}, for a container of that name runc:{text}"
+                "for a process write pid:{text}, for a container of that name runc:{text} or crun:{text}"
             ));
         }
         match text.split_once(':') {
@@ -34,19 +36,24 @@ impl FromStr for Target {
                     "{number:?} is no pid: write pid: and a number, such as pid:4711"
                 )),
             },
-            Some(("runc", id)) => container_id(id).map(Self::Runc),
+            Some(("runc", id)) => {
+                container_id(id).map(|id| Self::Container(Some(EngineKind::Runc), id))
+            }
+            Some(("crun", id)) => {
+                container_id(id).map(|id| Self::Container(Some(EngineKind::Crun), id))
+            }
             Some((engine, _)) if OTHER_ENGINES.contains(&engine) => Err(format!(
-                "{engine} is not supported by this version: only pid:N and runc:ID are"
+                "{engine} is not supported by this version: only pid:N, runc:ID and crun:ID are"
             )),
             Some((engine, _)) => Err(format!(
-                "{engine:?} is no kind of target: write pid:N or runc:ID"
+                "{engine:?} is no kind of target: write pid:N, runc:ID or crun:ID"
             )),
-            None => container_id(text).map(Self::Runc),
+            None => container_id(text).map(|id| Self::Container(None, id)),
         }
     }
 }
 
-/// The characters that runc allows in an id. An id becomes the name of a directory.
+/// The characters that runtimes allow in an id. An id becomes the name of a directory.
 fn container_id(id: &str) -> Result<String, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
     match !id.is_empty() && id.bytes().all(allowed) && id != "." && id != ".." {
@@ -59,7 +66,8 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pid(pid) => write!(f, "pid:{pid}"),
-            Self::Runc(id) => write!(f, "runc:{id}"),
+            Self::Container(Some(engine), id) => write!(f, "{engine}:{id}"),
+            Self::Container(None, id) => f.write_str(id),
         }
     }
 }
@@ -75,9 +83,14 @@ mod tests {
     #[test]
     fn processes_and_containers() {
         assert_eq!(parse("pid:4711"), Ok(Target::Pid(4711)));
-        assert_eq!(parse("runc:web-1"), Ok(Target::Runc("web-1".into())));
-        assert_eq!(parse("web_1.a"), Ok(Target::Runc("web_1.a".into())));
-        for text in ["pid:4711", "runc:web-1"] {
+        let container = |engine, id: &str| Ok(Target::Container(engine, id.into()));
+        assert_eq!(
+            parse("runc:web-1"),
+            container(Some(EngineKind::Runc), "web-1")
+        );
+        assert_eq!(parse("crun:w"), container(Some(EngineKind::Crun), "w"));
+        assert_eq!(parse("web_1.a"), container(None, "web_1.a"));
+        for text in ["pid:4711", "runc:web-1", "crun:w", "web_1.a"] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
     }
@@ -92,7 +105,7 @@ mod tests {
         );
         assert!(parse("rkt:web").unwrap_err().contains("runc:ID"));
         for wrong in [
-            "", "pid:", "pid:0", "pid:-1", "pid:x", "runc:", "runc:..", "a/b", "runc:a b",
+            "", "pid:", "pid:0", "pid:-1", "pid:x", "runc:", "crun:", "runc:..", "a/b", "runc:a b",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

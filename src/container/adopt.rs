@@ -122,7 +122,7 @@ impl Journal {
     }
 
     /// Makes the container's directory, which reserves its name. `AlreadyExists`: somebody has it.
-    pub(crate) fn reserve(&self) -> io::Result<()> {
+    pub(crate) fn reserve(&self, mode: u32) -> io::Result<()> {
         let container = &self.entry.container;
         let root = container.parent().unwrap_or(Path::new("/"));
         DirBuilder::new().recursive(true).mode(0o700).create(root)?;
@@ -133,7 +133,7 @@ impl Journal {
         fs::write(made.path().join(MARKER), self.name())?;
         fs::set_permissions(
             made.path(),
-            std::os::unix::fs::PermissionsExt::from_mode(0o711),
+            std::os::unix::fs::PermissionsExt::from_mode(mode),
         )?;
         let cwd = rustix::fs::CWD;
         renameat_with(cwd, made.path(), cwd, container, RenameFlags::NOREPLACE)?;
@@ -279,8 +279,10 @@ fn remove_entries(directory: &Path) -> Result<(), (PathBuf, io::Error)> {
     for (is_directory, path) in entries {
         let removed = match is_directory {
             true => {
-                // runc's socket for sd_notify, which it keeps in a directory of its own.
-                let _ = fs::remove_file(path.join("notify.sock"));
+                // A runtime's socket for sd_notify, which it keeps in a directory of its own: runc's, then crun's.
+                for socket in ["notify.sock", "notify"] {
+                    let _ = fs::remove_file(path.join(socket));
+                }
                 fs::remove_dir(&path)
             }
             false => fs::remove_file(&path),
@@ -442,7 +444,7 @@ mod tests {
     fn a_failed_restore_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = begun(directory.path());
-        journal.reserve().unwrap();
+        journal.reserve(0o711).unwrap();
         assert!(
             directory
                 .path()
@@ -475,7 +477,7 @@ mod tests {
     fn a_directory_with_content_is_not_emptied_and_its_journal_stays() {
         let directory = tempfile::tempdir().unwrap();
         let journal = begun(directory.path());
-        journal.reserve().unwrap();
+        journal.reserve(0o711).unwrap();
         let container = directory.path().join("containers/box");
         std::fs::create_dir_all(container.join("criu-root/etc")).unwrap();
         std::fs::write(container.join("state.json"), "{}").unwrap();
@@ -492,9 +494,9 @@ mod tests {
     fn a_name_can_be_reserved_once() {
         let directory = tempfile::tempdir().unwrap();
         let (first, second) = (begun(directory.path()), begun(directory.path()));
-        first.reserve().unwrap();
+        first.reserve(0o711).unwrap();
         assert_eq!(
-            second.reserve().unwrap_err().kind(),
+            second.reserve(0o711).unwrap_err().kind(),
             io::ErrorKind::AlreadyExists
         );
         assert!(second.undo().is_empty());
@@ -522,7 +524,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let journals = directory.path().join("journals");
         let mut dead = begun(directory.path());
-        dead.reserve().unwrap();
+        dead.reserve(0o711).unwrap();
         dead.entry.owner.start_time += 1;
         dead.save().unwrap();
         let living = begun(directory.path());
@@ -538,7 +540,7 @@ mod tests {
     fn a_container_that_lives_survives_the_death_of_its_restorer() {
         let directory = tempfile::tempdir().unwrap();
         let mut journal = begun(directory.path());
-        journal.reserve().unwrap();
+        journal.reserve(0o711).unwrap();
         journal.restored(ProcessId::own().unwrap()).unwrap();
         journal.entry.owner.start_time += 1;
         journal.save().unwrap();

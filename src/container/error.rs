@@ -100,7 +100,7 @@ pub enum ErrorKind {
     /// An option does not go together with this container, or a needed one is missing.
     #[error("{option}: {problem}")]
     Option {
-        /// Its long name on runc's command line.
+        /// Its long name on a runtime's command line.
         option: &'static str,
         /// What is wrong with it.
         problem: String,
@@ -158,7 +158,7 @@ impl Error {
         self.inner.engine
     }
 
-    /// The container's name.
+    /// The container's name; empty where all were looked at.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.inner.id
@@ -240,7 +240,10 @@ impl fmt::Display for Error {
         let Inner {
             engine, id, kind, ..
         } = &*self.inner;
-        write!(f, "{engine} container {id:?}: {kind}")?;
+        match id.as_str() {
+            "" => write!(f, "{engine} containers: {kind}")?,
+            id => write!(f, "{engine} container {id:?}: {kind}")?,
+        }
         match self.remedy() {
             Some(remedy) => write!(f, ": {remedy}"),
             None => Ok(()),

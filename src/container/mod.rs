@@ -18,11 +18,13 @@
 //! |---|---|
 //! | `descriptors.json` | what the standard descriptors were; every runtime wants it |
 //! | `criuctl-container.json` | engine, name, plan of the dump |
-//! | `criuctl-runc-state.json`, `criuctl-runc-config.json` | runc's record and the bundle's configuration, which are gone after a checkpoint |
+//! | `criuctl-runc-state.json`, `criuctl-runc-config.json`; `criuctl-crun-status.json`, `criuctl-crun-config.json` | the runtime's record and the configuration, which are gone after a checkpoint |
 
 mod adopt;
 mod cgroup;
+pub mod crun;
 mod error;
+mod list;
 mod model;
 mod mounts;
 mod network;
@@ -30,8 +32,10 @@ pub mod oci;
 mod oci_hooks;
 pub mod plan;
 pub mod runc;
+pub mod runtime;
 
 pub use error::{Error, ErrorKind, Result};
+pub use list::Listed;
 pub use model::{
     EngineKind, Live, Model, Mount, MountEntry, MountKind, Namespace, NamespaceKind, ProcessId,
     Status,

@@ -19,12 +19,15 @@ use super::oci::{Hook, Resources};
 pub enum EngineKind {
     /// runc.
     Runc,
+    /// crun.
+    Crun,
 }
 
 impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Runc => "runc",
+            Self::Crun => "crun",
         })
     }
 }
@@ -222,6 +225,8 @@ pub struct Model {
     pub limits: Resources,
     /// Whatever its creator noted.
     pub annotations: BTreeMap<String, String>,
+    /// CRIU's configuration file for it, as its engine chooses one.
+    pub criu_config: Option<PathBuf>,
     /// The version of the OCI specification that it was made by.
     pub oci_version: String,
     /// Programs to run when its namespaces exist.
@@ -247,6 +252,22 @@ impl Model {
     pub(crate) fn has_cgroup_binds(&self) -> bool {
         self.namespace(NamespaceKind::Cgroup).is_none()
             && self.cgroups.keys().any(|controller| !controller.is_empty())
+    }
+}
+
+/// The annotation that names a configuration file of CRIU.
+const CONFIG_ANNOTATION: &str = "org.criu.config";
+
+/// CRIU's configuration file for a container: the annotated one, or the engine's `usual`. An annotation without a value
+/// switches the usual file off.
+pub(crate) fn criu_config(
+    annotations: &BTreeMap<String, String>,
+    usual: Option<&str>,
+) -> Option<PathBuf> {
+    match annotations.get(CONFIG_ANNOTATION).map(String::as_str) {
+        None => usual.map(PathBuf::from),
+        Some("") => None,
+        Some(path) => Some(path.into()),
     }
 }
 

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
+    "list",
     "version",
     "check",
     "features",
@@ -271,7 +272,7 @@ fn targets_are_refused_with_what_to_write() {
         ("pid:0", "pid:4711"),
         ("docker:web", "not supported by this version"),
         ("podman:web", "not supported by this version"),
-        ("rkt:web", "pid:N or runc:ID"),
+        ("rkt:web", "pid:N, runc:ID or crun:ID"),
         ("../web", "letters"),
     ] {
         fails(
@@ -601,6 +602,8 @@ fn a_container_that_is_not_there_is_bad_input() {
             "checkpoint",
             target,
             "--runc-root",
+            paths[0],
+            "--crun-root",
             paths[0],
             "-D",
             paths[1],

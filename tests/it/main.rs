@@ -13,6 +13,7 @@ mod preconditions;
 mod property;
 mod protocol;
 mod recordings;
+mod records;
 mod replay;
 mod support;
 mod trace;
@@ -45,5 +46,6 @@ fn main() -> ExitCode {
     others.extend(replay::command::tests());
     others.extend(trace::tests());
     others.extend(cli_criu::tests());
+    others.extend(records::tests());
     harness::main(&cases, &["worker::"], others)
 }

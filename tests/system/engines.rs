@@ -14,6 +14,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+pub(crate) use cgroups::OneVersion;
 pub(crate) use docker::Docker;
 pub(crate) use ground::{Environment, Ground};
 pub(crate) use podman::Podman;

@@ -20,7 +20,7 @@ mod pycriu;
 mod recorder;
 mod roles;
 mod rpc_proto;
-mod runc;
+mod runtimes;
 mod seen;
 mod service;
 mod service_ends;
@@ -57,15 +57,6 @@ fn main() -> ExitCode {
     support::block_on(async {});
     let missing = missing();
     let mut trials = Vec::new();
-    let runc: support::Tests = runc::tests()
-        .into_iter()
-        .map(|(name, test)| {
-            (
-                name.to_owned(),
-                Box::new(test) as Box<dyn Fn() -> Outcome + Send>,
-            )
-        })
-        .collect();
     let lists = [
         core::tests(),
         connection::tests(),
@@ -82,7 +73,7 @@ fn main() -> ExitCode {
         causes::tests(),
         long_options::tests(),
         netlock::tests(),
-        runc,
+        runtimes::tests(),
         engines::tests(),
         matrix::tests(),
         interposed::tests(),

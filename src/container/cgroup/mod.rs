@@ -30,7 +30,7 @@ pub(crate) struct Hierarchy {
 
 /// The hierarchies of this host by controller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Hierarchies(BTreeMap<String, Hierarchy>);
+pub struct Hierarchies(BTreeMap<String, Hierarchy>);
 
 impl Hierarchies {
     pub(crate) fn of_host() -> io::Result<Self> {
@@ -110,6 +110,18 @@ impl Hierarchies {
         let hierarchy = self.0.get(controller)?;
         let relative = directory.strip_prefix(&hierarchy.mount_point).ok()?;
         Some(hierarchy.root.join(relative))
+    }
+
+    /// The path of a container's groups from the top of each hierarchy, if it is the same in all.
+    pub(crate) fn common_path(&self, groups: &BTreeMap<String, PathBuf>) -> Option<PathBuf> {
+        let mut relative = groups.iter().filter_map(|(controller, group)| {
+            let hierarchy = self.0.get(controller)?;
+            group.strip_prefix(&hierarchy.mount_point).ok()
+        });
+        let first = relative.next()?;
+        relative
+            .all(|path| path == first)
+            .then(|| Path::new("/").join(first))
     }
 
     /// The name of the hierarchy's mount point, such as `cpu,cpuacct`.

@@ -20,167 +20,163 @@
 //! # }
 //! ```
 
-mod checkpoint;
 mod config;
-mod console;
 mod limits;
-mod options;
-mod prepare;
 mod record;
-mod restore;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-pub use checkpoint::CheckpointReport;
-pub use options::{CheckpointOptions, RestoreOptions};
-pub use restore::Restored;
+use serde_json::{Map, Value};
 
-use super::adopt::Undoing;
-use super::cgroup;
-use super::error::{Error, ErrorKind, Result};
-use super::model::{EngineKind, Live, Model, Status, is_valid_id};
-use super::plan::DumpPlan;
+pub use super::runtime::{CheckpointOptions, CheckpointReport, RestoreOptions, Restored};
+
+use super::cgroup::Hierarchies;
+use super::error::ErrorKind;
+use super::model::{EngineKind, Model, ProcessId};
+use super::oci::CONFIG;
+use super::runtime::Runtime;
+use super::runtime::engine::{Adopted, Brief, Bundle, Draft, Habits, Source};
 use record::Record;
 
-/// Where runc keeps its containers.
-const ROOT: &str = "/run/runc";
-/// Says in a container's directory that its checkpoint is complete, and where. Should this process die before the
-/// directory is removed, a restore knows that it may be.
-const CHECKPOINTED: &str = "criuctl-checkpoint";
-/// The copy of the record beside the images.
-const SAVED_STATE: &str = "criuctl-runc-state.json";
-/// The copy of the bundle's configuration beside the images.
-const SAVED_CONFIG: &str = "criuctl-runc-config.json";
-/// Whose container the images are of, and what the dump was asked.
-const SAVED_PLAN: &str = "criuctl-container.json";
-/// What the standard descriptors were.
-const DESCRIPTORS: &str = "descriptors.json";
+/// runc's containers of one root.
+pub type Runc = Runtime<RuncEngine>;
 
-/// runc's containers of one root. Cheap to make and to clone.
-#[derive(Debug, Clone)]
-pub struct Runc {
-    root: PathBuf,
-    undoing: Undoing,
-}
+/// One of runc's containers as it was found.
+pub type Container = super::runtime::Container<RuncEngine>;
 
-/// A container as it was found.
-#[derive(Debug, Clone)]
+/// What runc has for itself.
+#[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub struct Container {
-    /// What it is.
-    pub model: Model,
-    /// What it does.
-    pub status: Status,
-    /// What `/proc` says of it; `None` when it is stopped.
-    pub live: Option<Live>,
-    record: Record,
+pub struct RuncEngine;
+
+/// A record that is to be.
+#[derive(Debug)]
+pub struct Drafted {
+    /// runc's form of the configuration.
+    config: Map<String, Value>,
+    /// Whether the kernel has time namespaces.
+    time_namespaces: bool,
 }
 
-impl Default for Runc {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+impl Habits for RuncEngine {
+    const KIND: EngineKind = EngineKind::Runc;
+    const ROOT: &'static str = "/run/runc";
+    const DIRECTORY_MODE: u32 = 0o711;
+    const RECORD: &'static str = record::STATE;
+    const SAVED_RECORD: &'static str = "criuctl-runc-state.json";
+    const SAVED_CONFIG: &'static str = "criuctl-runc-config.json";
+    const RESTORES_NETWORK: bool = false;
 
-impl Runc {
-    /// The containers that runc has when it is given no `--root`.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::with_root(ROOT)
-    }
+    type Record = Record;
+    type Saved = Record;
+    type Draft = Drafted;
 
-    /// The containers of another `--root`.
-    #[must_use]
-    pub fn with_root(root: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            undoing: Undoing::new(),
-        }
+    fn config(model: &Model, _: &Path) -> PathBuf {
+        model.bundle.join(CONFIG)
     }
 
-    /// Where the containers are.
-    #[must_use]
-    pub fn root(&self) -> &Path {
-        &self.root
+    fn brief(directory: &Path, _: &Hierarchies) -> Result<Option<Brief>, ErrorKind> {
+        record::brief(directory)
     }
 
-    /// Completes when everything is undone that dropped restores had made.
-    pub async fn settled(&self) {
-        self.undoing.done().await;
+    fn parse_saved(bytes: &[u8]) -> serde_json::Result<Record> {
+        Record::parse(bytes)
     }
 
-    /// Looks at a container.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unknown`] when there is none of this name, [`ErrorKind::State`] when its record cannot be read.
-    pub fn load(&self, id: &str) -> Result<Container> {
-        self.find(id)
-            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
-    }
-
-    fn find(&self, id: &str) -> std::result::Result<Container, ErrorKind> {
-        let directory = self.directory(id)?;
-        let Some(record) = Record::read(&directory)? else {
-            let root = self.root.clone();
-            return Err(ErrorKind::Unknown { root });
+    fn draft(source: &Source<'_, Record>) -> Result<Draft<Drafted>, ErrorKind> {
+        let Source {
+            id, bundle, host, ..
+        } = *source;
+        let Bundle {
+            path, spec, rootfs, ..
+        } = bundle;
+        let linux = spec.linux.clone().unwrap_or_default();
+        let systemd = match source.record {
+            Some(record) => record.uses_systemd(),
+            None => super::cgroup::systemd_path(&linux.cgroups_path).is_some(),
         };
-        let status = record.status(&directory);
-        let live = match status {
-            Status::Stopped => None,
-            _ => {
-                let processes = cgroup::processes(record.cgroups())
-                    .map_err(ErrorKind::system("looking into control groups"))?;
-                let live = Live::read(record.init(), record.noted_stdio(), processes.into_keys());
-                Some(live.map_err(ErrorKind::system(format!(
-                    "reading /proc/{}",
-                    record.init().pid
-                )))?)
+        let mut notes = Vec::new();
+        let config = match own_config(source) {
+            Some(config) => config,
+            None => {
+                let converted = config::convert(spec, path, rootfs, id, systemd)?;
+                notes.extend(converted.notes);
+                converted.config
             }
         };
-        let terminal = live
+        let cgroups = match systemd {
+            false => host.paths(&linux.cgroups_path, id),
+            true => {
+                let (cgroups, note) = source.scope(Self::KIND, &linux.cgroups_path)?;
+                notes.push(note);
+                cgroups
+            }
+        };
+        // The model comes of the record that will be written, with a process to be filled in.
+        let nobody = ProcessId {
+            pid: 0,
+            start_time: 0,
+        };
+        let stopped = Adopted {
+            id,
+            init: nobody,
+            cgroups: &cgroups,
+            stdio: source.descriptors.to_vec(),
+            detached: true,
+        };
+        let terminal = spec
+            .process
             .as_ref()
-            .is_some_and(|live| live.stdio[0].starts_with("/dev/pts/"));
-        Ok(Container {
-            model: record.model(terminal)?,
-            status,
-            live,
-            record,
+            .is_some_and(|process| process.terminal);
+        let record = record::record(config.clone(), &stopped, false);
+        let mut model = serde_json::to_vec(&record)
+            .and_then(|bytes| Record::parse(&bytes))
+            .map_err(|source| ErrorKind::Bundle {
+                path: bundle.config.clone(),
+                problem: "cannot be made into a record of runc's".into(),
+                source: Some(source.into()),
+            })
+            .and_then(|record| super::runtime::engine::Record::model(&record, terminal))?;
+        // `runc update` forgets what it was not told, though the groups keep it.
+        model.limits.fill_gaps(&linux.resources.unwrap_or_default());
+        Ok(Draft {
+            model,
+            record: Drafted {
+                config,
+                time_namespaces: Path::new("/proc/self/ns/time").exists(),
+            },
+            notes,
         })
     }
 
-    /// A container's directory, whether it is there or not.
-    fn directory(&self, id: &str) -> std::result::Result<PathBuf, ErrorKind> {
-        match is_valid_id(id) {
-            true => Ok(self.root.join(id)),
-            false => Err(ErrorKind::InvalidId),
-        }
+    fn write(directory: &Path, draft: &Drafted, adopted: &Adopted<'_>) -> io::Result<()> {
+        let record = record::record(draft.config.clone(), adopted, draft.time_namespaces);
+        record::write(directory, &record)
     }
 }
 
-impl Container {
-    /// What a checkpoint would ask of CRIU; nothing is done.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotRunning`] when there is nothing to checkpoint.
-    pub fn dump_plan(&self) -> Result<DumpPlan> {
-        self.plan()
-            .map_err(|kind| Error::new(EngineKind::Runc, &self.model.id, kind))
+/// The configuration as runc itself wrote it, with whatever it was updated to, if it is still that of this bundle.
+fn own_config(source: &Source<'_, Record>) -> Option<Map<String, Value>> {
+    let (record, bundle) = (source.record?, source.bundle);
+    let same = record.bundle() == bundle.path
+        && record.rootfs() == bundle.rootfs
+        && source.config.is_some()
+        && source.config == serde_json::from_slice(&bundle.bytes).ok().as_ref();
+    if !same {
+        return None;
     }
-
-    fn plan(&self) -> std::result::Result<DumpPlan, ErrorKind> {
-        let status = self.status;
-        let live = match (&self.live, status) {
-            (Some(live), Status::Running | Status::Paused) => live,
-            _ => return Err(ErrorKind::NotRunning { status }),
-        };
-        if self.record.is_rootless() {
-            return Err(ErrorKind::Unsupported(
-                "it is rootless, and the control groups, mounts and devices of such a container cannot be restored"
-                    .into(),
-            ));
-        }
-        Ok(DumpPlan::new(&self.model, live, self.record.noted_stdio()))
+    let Some(Value::Object(config)) = record.raw.get("config") else {
+        return None;
+    };
+    let mut config = config.clone();
+    // A group that was named after the container still is.
+    if let Some(Value::Object(cgroups)) = config.get_mut("cgroups")
+        && cgroups.get("name").and_then(Value::as_str) == Some(record.id())
+    {
+        cgroups.insert("name".into(), source.id.into());
     }
+    Some(config)
 }

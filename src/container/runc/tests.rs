@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::record::{self, Record};
 use crate::container::cgroup::Hierarchies;
 use crate::container::model::{Live, Model, MountEntry, MountKind, NamespaceKind, ProcessId};
-use crate::container::plan::{DumpPlan, RestorePlan};
+use crate::container::plan::{Consumer, DumpPlan, Masks, RestorePlan};
+use crate::container::runtime::engine::{Adopted, Record as _};
 
 macro_rules! recorded {
     ($name:literal) => {
@@ -60,7 +61,12 @@ impl Recorded {
     }
 
     fn dump(&self) -> Value {
-        let plan = DumpPlan::new(&self.model(), &self.live, self.record.noted_stdio());
+        let plan = DumpPlan::new(
+            &self.model(),
+            &self.live,
+            self.record.noted_stdio(),
+            Consumer::Any,
+        );
         self.neutral(&plan)
     }
 
@@ -83,6 +89,8 @@ impl Recorded {
             &host(),
             &own(names),
             &own(descriptors),
+            false,
+            &Masks::default(),
         ))
     }
 }
@@ -112,6 +120,8 @@ fn a_default_container_has_its_groups_outside_and_nothing_else() {
         "freezeCgroup": "/sys/fs/cgroup/freezer/rx1",
         "configFile": "/etc/criu/runc.conf",
         "descriptors": ["/dev/null", "pipe:[12]", "pipe:[12]"],
+        "consumer": "any",
+        "notes": [],
     });
     assert_eq!(plan, expected);
 }
@@ -314,8 +324,9 @@ fn descriptors_are_pipes_that_somebody_has_open() {
     recorded.live.stdio = ["pipe:[1]", "/out", ""].map(str::to_owned);
     recorded.live.pipes = BTreeSet::from(["pipe:[3]".to_owned()]);
     let noted = ["/dev/null", "pipe:[2]", "pipe:[3]"].map(str::to_owned);
-    let descriptors =
-        |noted: &[String]| DumpPlan::new(&recorded.model(), &recorded.live, noted).descriptors;
+    let descriptors = |noted: &[String]| {
+        DumpPlan::new(&recorded.model(), &recorded.live, noted, Consumer::Any).descriptors
+    };
     assert_eq!(descriptors(&noted), ["pipe:[1]", "/out", "pipe:[3]"]);
     assert_eq!(descriptors(&[]), ["pipe:[1]", "/out", "/dev/null"]);
 }
@@ -328,15 +339,14 @@ fn what_is_written_is_read_again() {
     };
     let model = recorded.model();
     for time_namespaces in [false, true] {
-        let restored = record::Restored {
+        let restored = Adopted {
             id: "other",
             init: INIT,
-            created: record::now(),
             cgroups: &model.cgroups,
             stdio: vec!["/dev/null".into(); 3],
-            time_namespaces,
+            detached: true,
         };
-        let value = record::record(config.clone(), &restored);
+        let value = record::record(config.clone(), &restored, time_namespaces);
         let directory = tempfile::tempdir().unwrap();
         record::write(directory.path(), &value).unwrap();
         let read = Record::read(directory.path()).unwrap().unwrap();

@@ -10,12 +10,12 @@ use crate::support::{text, until};
 
 /// crun wants all controllers in hierarchies of version 1 or all in that of version 2. Where both are in use, those of
 /// version 2 are mounted as hierarchies of version 1 for as long as somebody has this.
-pub(super) struct OneVersion {
+pub(crate) struct OneVersion {
     moved: Vec<Moved>,
 }
 
 impl OneVersion {
-    pub(super) fn of_cgroups() -> Result<Arc<Self>, String> {
+    pub(crate) fn of_cgroups() -> Result<Arc<Self>, String> {
         static SHARED: Mutex<Weak<OneVersion>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().map_err(text)?;
         if let Some(present) = shared.upgrade() {

@@ -1,196 +1,15 @@
-//! From a container to a request: pure functions, and values that can be printed before anything is done.
-//!
-//! The names that stand for external resources in the images are runc's, since every runtime of its family restores by
-//! them. What need not be external is not: an image without such names restores under more runtimes.
+//! What a restore is asked, and what is made for it before.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::cgroup::{Hierarchies, UNIFIED};
-use super::model::{Live, Model, Mount, MountEntry, MountKind, NamespaceKind};
-use super::mounts::PointKind;
-use crate::options::{
-    DumpOptions, ExternalOnDump, ExternalOnRestore, JoinKind, JoinNamespace, RestoreOptions,
-};
-
-/// The name of masked files, and of the device, in images.
-const NULL: &str = "/dev/null";
-
-/// The annotation that names a configuration file of CRIU, and where runc looks without it.
-const CONFIG_ANNOTATION: &str = "org.criu.config";
-const RUNC_CONFIG: &str = "/etc/criu/runc.conf";
-
-/// What a dump of a container asks of CRIU, besides what the caller asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-#[non_exhaustive]
-pub struct DumpPlan {
-    /// The root of the task tree.
-    pub pid: i32,
-    /// The root file system.
-    pub root: PathBuf,
-    /// What is left out of the images, in CRIU's own form.
-    #[serde(serialize_with = "as_texts")]
-    pub external: Vec<ExternalOnDump>,
-    /// Whether the network namespace is left empty, for the engine to fill.
-    pub empty_network_namespace: bool,
-    /// The group through which the tasks are frozen.
-    pub freeze_cgroup: Option<PathBuf>,
-    /// CRIU's configuration file for this container. Its options win over all others.
-    pub config_file: Option<PathBuf>,
-    /// What `descriptors.json` says of the standard descriptors.
-    pub descriptors: [String; 3],
-}
-
-impl DumpPlan {
-    /// The request for a container that runs.
-    ///
-    /// `recorded_stdio` is what the engine noted of the standard descriptors when it made the container.
-    #[must_use]
-    pub fn new(model: &Model, live: &Live, recorded_stdio: &[String]) -> Self {
-        let mut external = Mounts::default();
-        for mount in &model.mounts {
-            match mount.kind {
-                MountKind::Bind => external.add_present(live, &mount.target, &mount.target),
-                MountKind::Cgroup if model.has_cgroup_binds() => {
-                    external.add_cgroups(live, &mount.target)
-                }
-                _ => {}
-            }
-        }
-        external.add_submounts(model, live);
-        let own_devices = live
-            .mount_at(Path::new("/dev"))
-            .map(|mount| mount.device.as_str());
-        for path in &model.masked_paths {
-            // A mask made of the container's own null device is a bind within the container, which CRIU dumps as such.
-            let foreign = |mount: &&MountEntry| {
-                mount.root == Path::new("/null") && Some(mount.device.as_str()) != own_devices
-            };
-            if live.mount_at(path).filter(foreign).is_some() {
-                external.add(path, Path::new(NULL));
-            }
-        }
-        for path in &model.devices {
-            external.add_present(live, path, path);
-        }
-
-        let mut external = external.0;
-        let namespaces = [NamespaceKind::Network, NamespaceKind::Pid]
-            .into_iter()
-            .filter_map(|kind| {
-                model.namespace(kind)?.path.as_ref()?;
-                // The kernel numbers them in 32 bits.
-                let inode = u32::try_from(*live.namespaces.get(&kind)?).ok()?;
-                let key = namespace_key(kind).to_owned();
-                Some(match kind {
-                    NamespaceKind::Network => ExternalOnDump::NetNamespace { inode, key },
-                    _ => ExternalOnDump::PidNamespace { inode, key },
-                })
-            });
-        external.extend(namespaces);
-
-        Self {
-            pid: live.init.pid,
-            root: model.rootfs.clone(),
-            external,
-            empty_network_namespace: model.has_private_network(),
-            freeze_cgroup: freezer(model),
-            config_file: config_file(model),
-            descriptors: descriptors(live, recorded_stdio),
-        }
-    }
-
-    /// Puts the plan into the options of a dump.
-    pub(crate) fn fill(&self, mut options: DumpOptions) -> DumpOptions {
-        options = options.root(&self.root).orphan_pts_master(true);
-        if self.empty_network_namespace {
-            options = options.empty_network_namespace(true);
-        }
-        if let Some(group) = &self.freeze_cgroup {
-            options = options.freeze_cgroup(group);
-        }
-        if let Some(file) = &self.config_file {
-            options = options.config_file(file);
-        }
-        self.external
-            .iter()
-            .cloned()
-            .fold(options, DumpOptions::external)
-    }
-
-    /// Names of mounts that the images will ask the restore for.
-    pub(crate) fn mount_names(&self) -> Vec<String> {
-        let names = self.external.iter().filter_map(|external| match external {
-            ExternalOnDump::Mount { name, .. } => Some(name.clone()),
-            _ => None,
-        });
-        names.collect()
-    }
-}
-
-/// External mounts in the making: each mount point once.
-#[derive(Default)]
-struct Mounts(Vec<ExternalOnDump>);
-
-impl Mounts {
-    fn add(&mut self, mountpoint: &Path, name: &Path) {
-        let known = |external: &ExternalOnDump| matches!(external, ExternalOnDump::Mount { mountpoint: known, .. } if known == mountpoint);
-        if !self.0.iter().any(known) {
-            self.0.push(ExternalOnDump::Mount {
-                mountpoint: mountpoint.to_owned(),
-                name: name.to_string_lossy().into_owned(),
-            });
-        }
-    }
-
-    /// Where nothing is mounted (any more) there is nothing to name.
-    fn add_present(&mut self, live: &Live, mountpoint: &Path, name: &Path) {
-        if live.mount_at(mountpoint).is_some() {
-            self.add(mountpoint, name);
-        }
-    }
-
-    /// The binds of the host's cgroup v1 hierarchies below `destination`.
-    fn add_cgroups(&mut self, live: &Live, destination: &Path) {
-        for mount in &live.mounts {
-            if mount.fs_type == "cgroup" && mount.mount_point.parent() == Some(destination) {
-                self.add(&mount.mount_point, &mount.mount_point);
-            }
-        }
-    }
-
-    /// A recursive bind brings along what the host had mounted below its source. To CRIU that is neither named nor the
-    /// container's own, so it needs a name as well.
-    fn add_submounts(&mut self, model: &Model, live: &Live) {
-        for mount in &live.mounts {
-            let Some((bind, inner)) = bind_below(&model.mounts, &mount.mount_point) else {
-                continue;
-            };
-            let on_host = bind.source.join(inner);
-            let from_host = live.host_mounts.iter().any(|host| {
-                host.mount_point == on_host
-                    && host.device == mount.device
-                    && host.root == mount.root
-            });
-            if from_host {
-                self.add(&mount.mount_point, &mount.mount_point);
-            }
-        }
-    }
-}
-
-/// The innermost bind mount that `path` is below, and what follows of the path.
-fn bind_below<'a>(mounts: &'a [Mount], path: &'a Path) -> Option<(&'a Mount, &'a Path)> {
-    mounts
-        .iter()
-        .filter(|mount| mount.kind == MountKind::Bind)
-        .filter_map(|mount| Some((mount, path.strip_prefix(&mount.target).ok()?)))
-        .filter(|(_, inner)| !inner.as_os_str().is_empty())
-        .min_by_key(|(_, inner)| inner.components().count())
-}
+use super::{EMPTY, NULL, as_texts, bind_below, namespace_key};
+use crate::container::cgroup::{Hierarchies, UNIFIED};
+use crate::container::model::{Model, Mount, MountKind, NamespaceKind};
+use crate::container::mounts::{self, PointKind};
+use crate::options::{ExternalOnRestore, JoinKind, JoinNamespace, RestoreOptions};
 
 /// What a restore of a container asks of CRIU, and what has to be made for it first.
 #[derive(Debug, Default, Serialize)]
@@ -221,6 +40,18 @@ pub struct RestorePlan {
     pub config_file: Option<PathBuf>,
 }
 
+/// What stands in for masked directories that the dump left out. It is made when it is missing, and stays.
+pub(crate) const EMPTY_DIRECTORY: &str = "/run/criu-client/.empty-directory";
+
+/// What is known of a container's masks.
+#[derive(Debug, Default)]
+pub(crate) struct Masks {
+    /// Masked paths that are directories.
+    pub(crate) directories: Vec<PathBuf>,
+    /// Where crun may have kept the container.
+    pub(crate) crun_roots: Vec<PathBuf>,
+}
+
 /// A mount point that must exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -237,7 +68,7 @@ impl MountPoint {
     pub(crate) fn kind(&self) -> std::io::Result<PointKind> {
         match &self.like {
             None => Ok(PointKind::Directory),
-            Some(source) => super::mounts::kind_for(source),
+            Some(source) => mounts::kind_for(source),
         }
     }
 }
@@ -246,13 +77,18 @@ impl RestorePlan {
     /// The request for a container that is to be restored on this host.
     ///
     /// `names` are those of mounts that the dump is known to have left out, `descriptors` the content of
-    /// `descriptors.json`.
+    /// `descriptors.json`. `network`: a private network namespace comes from the images.
     #[must_use]
     pub(crate) fn new(
         model: &Model,
         host: &Hierarchies,
         names: &[String],
         descriptors: &[String],
+        network: bool,
+        Masks {
+            directories: masked_directories,
+            crun_roots,
+        }: &Masks,
     ) -> Self {
         let mut external = Counterparts::default();
         for mount in &model.mounts {
@@ -275,9 +111,17 @@ impl RestorePlan {
         if !model.masked_paths.is_empty() {
             external.add(Path::new(NULL), Path::new(NULL));
         }
-        // Runtimes of crun's family name a masked file by its path.
+        // Runtimes of crun's family name a mask by its path; newer ones those of directories by that of an empty one as well.
         for path in &model.masked_paths {
-            external.add(path, Path::new(NULL));
+            match masked_directories.contains(path) {
+                true => external.add(path, Path::new(EMPTY_DIRECTORY)),
+                false => external.add(path, Path::new(NULL)),
+            }
+        }
+        if !masked_directories.is_empty() {
+            for root in crun_roots {
+                external.add(&root.join(EMPTY), Path::new(EMPTY_DIRECTORY));
+            }
         }
         for path in &model.devices {
             external.add(path, path);
@@ -330,8 +174,8 @@ impl RestorePlan {
                 .collect(),
             cgroup_roots: roots.collect(),
             cgroups: model.cgroups.clone(),
-            empty_network_namespace: model.has_private_network(),
-            config_file: config_file(model),
+            empty_network_namespace: model.has_private_network() && !network,
+            config_file: model.criu_config.clone(),
         }
     }
 
@@ -444,53 +288,6 @@ fn mount_points(model: &Model) -> Vec<MountPoint> {
         });
     }
     points
-}
-
-/// runc's key of an external namespace.
-fn namespace_key(kind: NamespaceKind) -> &'static str {
-    match kind {
-        NamespaceKind::Pid => "extRootPidNS",
-        _ => "extRootNetNS",
-    }
-}
-
-fn freezer(model: &Model) -> Option<PathBuf> {
-    model
-        .cgroups
-        .get("freezer")
-        .or_else(|| model.cgroups.get(UNIFIED))
-        .cloned()
-}
-
-/// An annotation without a value switches the usual file off.
-fn config_file(model: &Model) -> Option<PathBuf> {
-    match model.annotations.get(CONFIG_ANNOTATION).map(String::as_str) {
-        None => Some(RUNC_CONFIG.into()),
-        Some("") => None,
-        Some(path) => Some(path.into()),
-    }
-}
-
-/// What the first process has now, if that is a pipe, or else what the engine noted when it made the container: others of
-/// the tree may have kept a pipe that the first process has closed or replaced. A noted pipe that nobody has open any more
-/// is not worth asking for one in its place.
-fn descriptors(live: &Live, noted: &[String]) -> [String; 3] {
-    let is_pipe = |target: &str| target.starts_with("pipe:[");
-    let mut noted = noted.iter();
-    live.stdio.clone().map(|now| {
-        let noted = noted.next().filter(|noted| !noted.is_empty());
-        match noted {
-            Some(noted) if !is_pipe(&now) && (!is_pipe(noted) || live.pipes.contains(noted)) => {
-                noted.clone()
-            }
-            _ if now.is_empty() => NULL.to_owned(),
-            _ => now,
-        }
-    })
-}
-
-fn as_texts<T: ToString, S: Serializer>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(values.iter().map(ToString::to_string))
 }
 
 #[cfg(test)]

@@ -5,30 +5,30 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use criu_client::ImagesDir;
-use criu_client::container::runc::{CheckpointOptions, RestoreOptions, Runc};
+use criu_client::container::runtime::{CheckpointOptions, RestoreOptions, Runtime};
 use criu_client::container::{ErrorKind, Status};
 use criu_client::notify::{HookTable, Reply, Script, hook_fn};
 use criu_client::options::{DumpOptions, Leave};
 use serde_json::{Value, json};
 
-use super::fixture::{Fixture, groups, whole};
+use super::fixture::{Fixture, Program, groups, whole};
 use crate::support::{Outcome, block_on, criu, ensure, text, until};
 
 /// What a restore is killed in, in a process of its own: this program again, with this test alone.
-pub(super) const KILLED: &str = "runc: what a killed restore leaves does not block the next";
-const KILL_VARIABLE: &str = "RUNC_TEST_RESTORE_TO_BE_KILLED";
+pub(super) const KILLED: &str = "what a killed restore leaves does not block the next";
+const KILL_VARIABLE: &str = "RUNTIME_TEST_RESTORE_TO_BE_KILLED";
 
-pub(super) fn refusing_hooks() -> Outcome {
-    let mut box_ = Fixture::new("refuse")?;
+pub(super) fn refusing_hooks<E: Program>() -> Outcome {
+    let mut box_ = Fixture::<E>::new("refuse")?;
     box_.start()?;
-    let (runc, pid) = (box_.ours(), box_.pid()?);
+    let (runtime, pid) = (box_.ours(), box_.pid()?);
     for script in [Script::PreDump, Script::NetworkLock, Script::PostDump] {
         let images = box_.images(script.as_str());
         let hooks = HookTable::new().on(
             script.clone(),
             hook_fn(async |_| Ok(Reply::Refuse("not today".into()))),
         );
-        let error = match block_on(runc.checkpoint(
+        let error = match block_on(runtime.checkpoint(
             &criu(),
             &box_.id,
             &images,
@@ -49,7 +49,10 @@ pub(super) fn refusing_hooks() -> Outcome {
         let files = fs::read_dir(box_.root().join(&box_.id))
             .map_err(text)?
             .count();
-        ensure!(files == 1, "{files} files in the container's directory");
+        ensure!(
+            files == E::FILES.len(),
+            "{files} files in the container's directory"
+        );
     }
     let images = box_.images("images");
     box_.checkpoint(&images)?;
@@ -63,12 +66,17 @@ pub(super) fn refusing_hooks() -> Outcome {
             hook_fn(async |_| Err("a broken hook".into())),
         );
         let options = RestoreOptions::new().detach(true);
-        let error =
-            match block_on(runc.restore(&criu(), &box_.id, &images, box_.bundle(), hooks, options))
-            {
-                Ok(_) => return Err(format!("restored against a refusal at {script}")),
-                Err(error) => error,
-            };
+        let error = match block_on(runtime.restore(
+            &criu(),
+            &box_.id,
+            &images,
+            box_.bundle(),
+            hooks,
+            options,
+        )) {
+            Ok(_) => return Err(format!("restored against a refusal at {script}")),
+            Err(error) => error,
+        };
         ensure!(error.left_behind().is_empty(), "{:?}", error.left_behind());
         box_.is_gone()?;
     }
@@ -82,7 +90,7 @@ pub(super) fn refusing_hooks() -> Outcome {
     });
     let options = RestoreOptions::new().detach(true);
     let restored =
-        block_on(runc.restore(&criu(), &box_.id, &images, box_.bundle(), hooks, options))
+        block_on(runtime.restore(&criu(), &box_.id, &images, box_.bundle(), hooks, options))
             .map_err(whole)?;
     box_.inits.push(restored.init.pid);
     let seen = seen.into_inner().map_err(text)?;
@@ -98,13 +106,13 @@ pub(super) fn refusing_hooks() -> Outcome {
     box_.delete()
 }
 
-pub(super) fn dropped() -> Outcome {
-    let mut box_ = Fixture::new("drop")?;
+pub(super) fn dropped<E: Program>() -> Outcome {
+    let mut box_ = Fixture::<E>::new("drop")?;
     box_.start()?;
     let pid = box_.pid()?;
     for script in [Script::NetworkLock, Script::PostDump] {
         let images = box_.images(script.as_str());
-        let (runc, criu) = (box_.ours(), criu());
+        let (runtime, criu) = (box_.ours(), criu());
         block_on(async {
             let reached = tokio::sync::Notify::new();
             let hooks = HookTable::new().on(
@@ -115,7 +123,7 @@ pub(super) fn dropped() -> Outcome {
                 }),
             );
             tokio::select! {
-                checkpointed = runc.checkpoint(&criu, &box_.id, &images, hooks, CheckpointOptions::new()) => {
+                checkpointed = runtime.checkpoint(&criu, &box_.id, &images, hooks, CheckpointOptions::new()) => {
                     Err(format!("it ended: {checkpointed:?}"))
                 }
                 () = reached.notified() => Ok(()),
@@ -129,7 +137,7 @@ pub(super) fn dropped() -> Outcome {
     }
     let images = box_.images("images");
     box_.checkpoint(&images)?;
-    let (runc, criu) = (box_.ours(), criu());
+    let (runtime, criu) = (box_.ours(), criu());
     for script in [
         Script::PreRestore,
         Script::PostSetupNamespaces,
@@ -146,12 +154,12 @@ pub(super) fn dropped() -> Outcome {
             );
             let options = RestoreOptions::new().detach(true);
             tokio::select! {
-                restored = runc.restore(&criu, &box_.id, &images, box_.bundle(), hooks, options) => {
+                restored = runtime.restore(&criu, &box_.id, &images, box_.bundle(), hooks, options) => {
                     Err(format!("it ended: {restored:?}"))
                 }
                 () = reached.notified() => Ok(()),
             }?;
-            runc.settled().await;
+            runtime.settled().await;
             Ok::<(), String>(())
         })?;
         box_.is_gone()
@@ -161,11 +169,11 @@ pub(super) fn dropped() -> Outcome {
     box_.delete()
 }
 
-pub(super) fn killed_restore() -> Outcome {
+pub(super) fn killed_restore<E: Program>() -> Outcome {
     if let Ok(place) = std::env::var(KILL_VARIABLE) {
-        return be_killed(&place);
+        return be_killed::<E>(&place);
     }
-    let mut box_ = Fixture::new("killed")?;
+    let mut box_ = Fixture::<E>::new("killed")?;
     box_.start()?;
     let images = box_.images("images");
     box_.checkpoint(&images)?;
@@ -178,7 +186,7 @@ pub(super) fn killed_restore() -> Outcome {
             "root": box_.root(), "id": box_.id, "images": images.path(), "bundle": box_.bundle(), "script": script,
         });
         let mut child = Command::new(std::env::current_exe().map_err(text)?)
-            .arg(KILLED)
+            .arg(format!("{}: {KILLED}", E::NAME))
             .env(KILL_VARIABLE, place.to_string())
             .stdout(Stdio::null())
             .spawn()
@@ -223,7 +231,7 @@ fn reap_orphans() {
 }
 
 /// The part of [`killed_restore`] in the process that is killed.
-fn be_killed(place: &str) -> Outcome {
+fn be_killed<E: Program>(place: &str) -> Outcome {
     let place: Value = serde_json::from_str(place).map_err(text)?;
     let text_of = |key: &str| place[key].as_str().unwrap_or_default().to_owned();
     let script = Script::from_name(&text_of("script"));
@@ -235,9 +243,9 @@ fn be_killed(place: &str) -> Outcome {
         }),
     );
     let images = ImagesDir::open(text_of("images")).map_err(text)?;
-    let runc = Runc::with_root(text_of("root"));
+    let runtime = Runtime::<E>::with_root(text_of("root"));
     let options = RestoreOptions::new().detach(true);
-    let restored = block_on(runc.restore(
+    let restored = block_on(runtime.restore(
         &criu(),
         &text_of("id"),
         &images,
@@ -248,13 +256,13 @@ fn be_killed(place: &str) -> Outcome {
     Err(format!("not killed: {restored:?}"))
 }
 
-pub(super) fn leftover_mount() -> Outcome {
-    let mut box_ = Fixture::new("mount")?;
+pub(super) fn leftover_mount<E: Program>() -> Outcome {
+    let mut box_ = Fixture::<E>::new("mount")?;
     box_.start()?;
     let images = box_.images("images");
     let victim = box_.directory.path().join("victim");
     let directory = box_.root().join(&box_.id);
-    // As a killed `runc restore` leaves it.
+    // As a killed restore of runc's own leaves it.
     let point = directory.join("criu-root");
     for path in [&victim, &point] {
         fs::create_dir(path).map_err(text)?;
@@ -310,14 +318,14 @@ pub(super) fn leftover_mount() -> Outcome {
     box_.delete()
 }
 
-pub(super) fn left_by_criu() -> Outcome {
+pub(super) fn left_by_criu<E: Program>() -> Outcome {
     let configuration = tempfile::NamedTempFile::new().map_err(text)?;
     fs::write(configuration.path(), "leave-running\n").map_err(text)?;
     let path = configuration.path().display().to_string();
-    let mut by_file = Fixture::with("file", |config| {
+    let mut by_file = Fixture::<E>::with("file", |config| {
         config["annotations"] = json!({"org.criu.config": path});
     })?;
-    let mut by_option = Fixture::new("option")?;
+    let mut by_option = Fixture::<E>::new("option")?;
     for box_ in [&mut by_file, &mut by_option] {
         box_.start()?;
     }
@@ -345,8 +353,8 @@ pub(super) fn left_by_criu() -> Outcome {
     Ok(())
 }
 
-pub(super) fn strangers() -> Outcome {
-    let mut box_ = Fixture::new("exec")?;
+pub(super) fn strangers<E: Program>() -> Outcome {
+    let mut box_ = Fixture::<E>::new("exec")?;
     box_.start()?;
     let images = box_.images("images");
     let file = box_.directory.path().join("exec.pid");
@@ -364,7 +372,7 @@ pub(super) fn strangers() -> Outcome {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    ensure!(started.map_err(text)?.success(), "runc exec");
+    ensure!(started.map_err(text)?.success(), "exec");
     let pid: i32 = fs::read_to_string(&file)
         .map_err(text)?
         .trim()
@@ -398,8 +406,8 @@ pub(super) fn strangers() -> Outcome {
     box_.delete()
 }
 
-pub(super) fn older_checkpoint() -> Outcome {
-    let mut box_ = Fixture::new("older")?;
+pub(super) fn older_checkpoint<E: Program>() -> Outcome {
+    let mut box_ = Fixture::<E>::new("older")?;
     box_.start()?;
     let images = box_.images("images");
     let checkpoint = |hooks: HookTable<'_>, options: CheckpointOptions| {
@@ -412,9 +420,9 @@ pub(super) fn older_checkpoint() -> Outcome {
     checkpoint(HookTable::new(), leave()).map_err(whole)?;
     let names = [
         "descriptors.json",
-        "criuctl-runc-state.json",
+        E::SAVED_RECORD,
         "criuctl-container.json",
-        "criuctl-runc-config.json",
+        E::SAVED_CONFIG,
     ];
     // So that one that is written again is another.
     for name in names {
@@ -449,16 +457,21 @@ pub(super) fn older_checkpoint() -> Outcome {
     box_.delete()
 }
 
-pub(super) fn missed_end() -> Outcome {
-    let mut box_ = Fixture::new("missed")?;
+pub(super) fn missed_end<E: Program>() -> Outcome {
+    let mut box_ = Fixture::<E>::new("missed")?;
     box_.start()?;
     let images = box_.images("images");
     let directory = box_.root().join(&box_.id);
-    let state = fs::read(directory.join("state.json")).map_err(text)?;
+    let mut files = Vec::new();
+    for name in E::FILES {
+        files.push((name, fs::read(directory.join(name)).map_err(text)?));
+    }
     box_.checkpoint(&images)?;
     // As if this process had died right after CRIU's answer.
     fs::create_dir(&directory).map_err(text)?;
-    fs::write(directory.join("state.json"), &state).map_err(text)?;
+    for (name, bytes) in files {
+        fs::write(directory.join(name), bytes).map_err(text)?;
+    }
     box_.has_status("stopped")?;
     let options = || RestoreOptions::new().detach(true);
     let refused =
@@ -473,7 +486,7 @@ pub(super) fn missed_end() -> Outcome {
             ErrorKind::Exists {
                 status: Status::Stopped
             }
-        ) && error.to_string().contains("runc delete"),
+        ) && error.to_string().contains(&format!("{} delete", E::NAME)),
         "{error}"
     );
     fs::write(
@@ -485,23 +498,24 @@ pub(super) fn missed_end() -> Outcome {
     box_.delete()
 }
 
-pub(super) fn refusals() -> Outcome {
-    let mut box_ = Fixture::new("no")?;
-    let (runc, criu) = (box_.ours(), criu());
+pub(super) fn refusals<E: Program>() -> Outcome {
+    let mut box_ = Fixture::<E>::new("no")?;
+    let (runtime, criu) = (box_.ours(), criu());
     let images = box_.images("images");
     let bundle = box_.bundle();
     let checkpoint = |id: &str, options: CheckpointOptions| {
-        block_on(runc.checkpoint(&criu, id, &images, (), options))
+        block_on(runtime.checkpoint(&criu, id, &images, (), options))
             .err()
             .map(|error| error.to_string())
             .unwrap_or_default()
     };
     let restore = |id: &str, images: &ImagesDir, bundle: &Path, options: RestoreOptions| {
-        block_on(runc.restore(&criu, id, images, bundle, (), options))
+        block_on(runtime.restore(&criu, id, images, bundle, (), options))
             .err()
             .map(|error| error.to_string())
             .unwrap_or_default()
     };
+    let own = |command: &str| format!("{} {command}", E::NAME);
     let says = |said: String, words: &[&str]| -> Outcome {
         match words.iter().all(|word| said.contains(word)) {
             true => Ok(()),
@@ -512,7 +526,7 @@ pub(super) fn refusals() -> Outcome {
 
     says(
         checkpoint("nobody", CheckpointOptions::new()),
-        &["nobody", "there is no such container", "runc list"],
+        &["nobody", "there is no such container", &own("list")],
     )?;
     says(
         checkpoint("../x", CheckpointOptions::new()),
@@ -520,17 +534,17 @@ pub(super) fn refusals() -> Outcome {
     )?;
     let id = box_.id.clone();
     let path = bundle.display().to_string();
-    // runc's own output becomes the container's.
+    // The runtime's own output becomes the container's.
     let created = box_
         .command(&["create", "--bundle", &path, &id])?
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    ensure!(created.map_err(text)?.success(), "runc create");
+    ensure!(created.map_err(text)?.success(), "create");
     box_.inits.push(box_.pid()?);
     says(
         checkpoint(&id, CheckpointOptions::new()),
-        &["created", "runc start"],
+        &["created", &own("start")],
     )?;
     box_.delete()?;
 
@@ -556,13 +570,13 @@ pub(super) fn refusals() -> Outcome {
         &["inventory.img", "no complete checkpoint"],
     )?;
     let options = CheckpointOptions::new().leave_running(true);
-    block_on(runc.checkpoint(&criu, &id, &images, (), options)).map_err(whole)?;
+    block_on(runtime.checkpoint(&criu, &id, &images, (), options)).map_err(whole)?;
     says(
         restore(&id, &images, &bundle, detached()),
-        &["exists and is running", "runc delete --force"],
+        &["exists and is running", &own("delete --force")],
     )?;
     // Its groups are taken even where its name is free.
-    let elsewhere = Runc::with_root(box_.directory.path().join("elsewhere"));
+    let elsewhere = Runtime::<E>::with_root(box_.directory.path().join("elsewhere"));
     let refused = block_on(elsewhere.restore(&criu, &id, &images, &bundle, (), detached()));
     says(
         refused
@@ -574,27 +588,27 @@ pub(super) fn refusals() -> Outcome {
     box_.has_status("running")?;
     box_.counts()?;
 
-    let state = box_.root().join(&id).join("state.json");
+    let state = box_.root().join(&id).join(E::RECORD);
     let whole_state = fs::read(&state).map_err(text)?;
     fs::write(&state, br#"{"ociVersion":"9"}"#).map_err(text)?;
     says(
         checkpoint(&id, CheckpointOptions::new()),
-        &["state.json", "version of runc"],
+        &[E::RECORD, &format!("version of {}", E::NAME)],
     )?;
     fs::write(&state, &whole_state).map_err(text)?;
 
-    box_.runc(&["kill", &id, "KILL"])?;
+    box_.run(&["kill", &id, "KILL"])?;
     box_.reap();
-    until("runc sees it stopped", || {
+    until("the runtime sees it stopped", || {
         box_.has_status("stopped").is_ok()
     })?;
     says(
         checkpoint(&id, CheckpointOptions::new()),
-        &["stopped", "runc delete"],
+        &["stopped", &own("delete")],
     )?;
     says(
         restore(&id, &images, &bundle, detached()),
-        &["exists and is stopped", "runc delete"],
+        &["exists and is stopped", &own("delete")],
     )?;
     box_.delete()?;
 

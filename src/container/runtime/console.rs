@@ -8,10 +8,10 @@ use std::path::Path;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// What runc calls the master of a restored terminal.
+/// What runtimes call the master of a restored terminal.
 const NAME: &[u8] = b"orphan-pts-master";
 
-/// Sends `master` to the socket at `path`, with the name that runc's own consumers expect.
+/// Sends `master` to the socket at `path`, with the name that the runtimes' consumers expect.
 pub(super) fn send(path: &Path, master: BorrowedFd<'_>) -> io::Result<()> {
     let socket = UnixStream::connect(path)?;
     let descriptors = [master];

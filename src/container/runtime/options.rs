@@ -1,13 +1,14 @@
-//! The options of runc's own commands, under their names.
+//! The options of the runtimes' own commands, under runc's names for them.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use crate::container::plan::Consumer;
 use crate::options::{self, CgroupMode, DumpOptions, PageTransport};
 
-/// What `runc checkpoint` can be told.
+/// What a checkpoint can be told, under the names of `runc checkpoint`.
 ///
-/// Options of CRIU that runc does not have come with [`CheckpointOptions::criu`]; what is set here goes over them.
+/// Options of CRIU that runtimes do not have come with [`CheckpointOptions::criu`]; what is set here goes over them.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct CheckpointOptions {
@@ -26,17 +27,24 @@ pub struct CheckpointOptions {
     pub(super) work_path: Option<PathBuf>,
     pub(super) manage_cgroups_mode: Option<CgroupMode>,
     pub(super) status_fd: Option<OwnedFd>,
+    pub(super) consumer: Consumer,
 }
 
 impl CheckpointOptions {
-    /// What `runc checkpoint` does without options.
+    /// What the runtime's `checkpoint` does without options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Options of CRIU that runc does not have.
+    /// Options of CRIU that runtimes do not have.
     pub fn criu(mut self, options: DumpOptions) -> Self {
         self.criu = options;
+        self
+    }
+
+    /// Whose own restore the images are to suit: of any runtime without it, as far as that can be.
+    pub fn consumer(mut self, consumer: Consumer) -> Self {
+        self.consumer = consumer;
         self
     }
 
@@ -125,9 +133,9 @@ impl CheckpointOptions {
     }
 }
 
-/// What `runc restore` can be told.
+/// What a restore can be told, under the names of `runc restore`.
 ///
-/// Options of CRIU that runc does not have come with [`RestoreOptions::criu`]; what is set here goes over them.
+/// Options of CRIU that runtimes do not have come with [`RestoreOptions::criu`]; what is set here goes over them.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct RestoreOptions {
@@ -148,12 +156,12 @@ pub struct RestoreOptions {
 }
 
 impl RestoreOptions {
-    /// What `runc restore` does without options.
+    /// What the runtime's `restore` does without options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Options of CRIU that runc does not have.
+    /// Options of CRIU that runtimes do not have.
     pub fn criu(mut self, options: options::RestoreOptions) -> Self {
         self.criu = options;
         self

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tracing::Instrument;
 
+use super::beside::DESCRIPTORS;
 use super::checkpoint::work_directory;
+use super::engine::Adopted;
 use super::options::RestoreOptions;
 use super::prepare::Prepared;
-use super::{DESCRIPTORS, Runc, console, record};
+use super::{Engine, Runtime, console};
 use crate::container::adopt::{self, Guard, Journal};
 use crate::container::error::{Error, ErrorKind, Result};
-use crate::container::model::{EngineKind, ProcessId, Status};
-use crate::container::plan::RestorePlan;
+use crate::container::model::{ProcessId, Status};
+use crate::container::plan::{EMPTY_DIRECTORY, RestorePlan};
 use crate::container::{cgroup, mounts, network, oci_hooks};
 use crate::notify::{Event, HookError, Hooks, Notify, Reply};
 use crate::options::{CgroupMode, InheritKey};
@@ -29,7 +31,7 @@ pub struct Restored {
     pub id: String,
     /// Its first process, which runs.
     pub init: ProcessId,
-    /// The same as a child of this process, unless the restore was detached. After its end, [`Runc::remove`] removes what
+    /// The same as a child of this process, unless the restore was detached. After its end, [`Runtime::remove`] removes what
     /// remains of the container.
     #[serde(skip)]
     pub root: Option<RestoredRoot>,
@@ -42,11 +44,12 @@ pub struct Restored {
     /// What only the restore needed and could not be removed.
     pub left_behind: Vec<String>,
 }
-impl Runc {
+
+impl<E: Engine> Runtime<E> {
     /// Restores a container from `images` under the name `id`, which need not be the one that it had, with the
     /// configuration and the root file system of `bundle`.
     ///
-    /// Afterwards it is runc's: its record is there before its tasks run. `hooks` see every callback.
+    /// Afterwards it is the runtime's: its record is there before its tasks run. `hooks` see every callback.
     ///
     /// # The container
     /// On every failure, refusal and cancellation before the answer to [`PostRestore`](Event::PostRestore) there is none,
@@ -57,7 +60,7 @@ impl Runc {
     /// then [`ErrorKind::Criu`].
     ///
     /// # Cancel safety
-    /// Dropping the future cancels; [`Runc::settled`] tells when everything is undone.
+    /// Dropping the future cancels; [`Runtime::settled`] tells when everything is undone.
     pub async fn restore(
         &self,
         criu: &Criu,
@@ -77,15 +80,15 @@ impl Runc {
             options,
             &mut left_behind,
         )
-        .instrument(EngineKind::Runc.span(id))
+        .instrument(E::KIND.span(id))
         .await
-        .map_err(|kind| Error::new(EngineKind::Runc, id, kind).with_left_behind(left_behind))
+        .map_err(|kind| Error::new(E::KIND, id, kind).with_left_behind(left_behind))
     }
 
-    /// What [`Runc::restore`] would ask of CRIU and make before; nothing is done.
+    /// What [`Runtime::restore`] would ask of CRIU and make before; nothing is done.
     ///
     /// # Errors
-    /// As [`Runc::restore`], up to what is found out before anything is made. That the name is taken is no error here.
+    /// As [`Runtime::restore`], up to what is found out before anything is made. That the name is taken is no error here.
     pub fn restore_plan(
         &self,
         id: &str,
@@ -94,7 +97,7 @@ impl Runc {
     ) -> Result<RestorePlan> {
         self.prepare(id, images, bundle.as_ref())
             .map(|prepared| prepared.plan)
-            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
+            .map_err(|kind| Error::new(E::KIND, id, kind))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -128,6 +131,7 @@ impl Runc {
             let mut hooks = RestoreHooks {
                 inner: hooks,
                 prepared: &prepared,
+                detached: request.detach,
                 console: request.console,
                 stdio: request.stdio,
                 guard: &mut guard,
@@ -173,12 +177,15 @@ struct Request {
     options: crate::options::RestoreOptions,
     detach: bool,
     console: Option<PathBuf>,
-    /// What runc's record will say of the standard descriptors.
+    /// What the runtime's record will say of the standard descriptors.
     stdio: Vec<String>,
 }
 
 impl Request {
-    fn new(prepared: &Prepared, options: RestoreOptions) -> std::result::Result<Self, ErrorKind> {
+    fn new<E: Engine>(
+        prepared: &Prepared<E>,
+        options: RestoreOptions,
+    ) -> std::result::Result<Self, ErrorKind> {
         let RestoreOptions {
             criu: mut restore,
             detach,
@@ -302,19 +309,26 @@ fn assigned(pipes: &[(usize, String)], mut stdio: [Option<OwnedFd>; 3]) -> Vec<O
 }
 
 /// Makes what CRIU will find. Everything is in the journal before the next thing is made.
-fn make(prepared: &Prepared, guard: &mut Guard) -> std::result::Result<Vec<String>, ErrorKind> {
+fn make<E: Engine>(
+    prepared: &Prepared<E>,
+    guard: &mut Guard,
+) -> std::result::Result<Vec<String>, ErrorKind> {
     let Some(journal) = guard.journal() else {
         return Ok(Vec::new());
     };
     let Prepared {
         directory, plan, ..
     } = prepared;
-    journal.reserve().map_err(|source| match source.kind() {
-        std::io::ErrorKind::AlreadyExists => ErrorKind::Exists {
-            status: Status::Created,
-        },
-        _ => ErrorKind::system(format!("making {}", directory.display()))(source),
-    })?;
+    journal
+        .reserve(E::DIRECTORY_MODE)
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => ErrorKind::Exists {
+                status: Status::Created,
+            },
+            _ => ErrorKind::system(format!("making {}", directory.display()))(source),
+        })?;
+    fs::create_dir_all(EMPTY_DIRECTORY)
+        .map_err(ErrorKind::system(format!("making {EMPTY_DIRECTORY}")))?;
     for point in &plan.mount_points {
         let failed = |path: &Path| {
             format!(
@@ -386,16 +400,20 @@ fn outermost_first<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<PathBuf> {
 }
 
 /// The caller's hooks, and what a restore does at callbacks before they are asked.
-struct RestoreHooks<'a, H> {
+struct RestoreHooks<'a, H, E: Engine> {
     inner: H,
-    prepared: &'a Prepared,
+    prepared: &'a Prepared<E>,
+    detached: bool,
     console: Option<PathBuf>,
     stdio: Vec<String>,
     guard: &'a mut Guard,
     init: Option<ProcessId>,
 }
 
-async fn set_up_namespaces(prepared: &Prepared, pid: i32) -> std::result::Result<(), HookError> {
+async fn set_up_namespaces<E: Engine>(
+    prepared: &Prepared<E>,
+    pid: i32,
+) -> std::result::Result<(), HookError> {
     let Prepared { model, plan, .. } = prepared;
     if plan.empty_network_namespace {
         network::bring_loopback_up(pid)
@@ -405,15 +423,14 @@ async fn set_up_namespaces(prepared: &Prepared, pid: i32) -> std::result::Result
     Ok(())
 }
 
-impl<H> RestoreHooks<'_, H> {
-    /// Everything is restored and nothing runs yet: from here on the container is in runc's hands.
+impl<H, E: Engine> RestoreHooks<'_, H, E> {
+    /// Everything is restored and nothing runs yet: from here on the container is in its runtime's hands.
     fn adopt(&mut self, pid: i32) -> std::result::Result<(), HookError> {
         let Prepared {
             directory,
             model,
-            config,
+            record,
             host,
-            time_namespaces,
             ..
         } = self.prepared;
         // Images of a dump that left control groups alone put the tasks into none.
@@ -424,27 +441,26 @@ impl<H> RestoreHooks<'_, H> {
             "moving the tasks into their control groups",
         ))?;
         let init = ProcessId::of(pid).ok_or("the restored process is gone")?;
-        let restored = record::Restored {
+        let adopted = Adopted {
             id: &model.id,
             init,
-            created: record::now(),
             cgroups: &model.cgroups,
             stdio: self.stdio.clone(),
-            time_namespaces: *time_namespaces,
+            detached: self.detached,
         };
         if let Some(journal) = self.guard.journal() {
             journal
                 .restored(init)
                 .map_err(ErrorKind::system("writing the journal"))?;
         }
-        record::write(directory, &record::record(config.clone(), &restored))
+        E::write(directory, record, &adopted)
             .map_err(ErrorKind::system("writing the container's record"))?;
         self.init = Some(init);
         Ok(())
     }
 }
 
-impl<H: Hooks> Hooks for RestoreHooks<'_, H> {
+impl<H: Hooks, E: Engine> Hooks for RestoreHooks<'_, H, E> {
     async fn notify(&mut self, notify: Notify) -> std::result::Result<Reply, HookError> {
         match &notify.event {
             Event::SetupNamespaces { pid } => set_up_namespaces(self.prepared, *pid).await?,

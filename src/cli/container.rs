@@ -1,14 +1,17 @@
-//! Checkpoint and restore of runc's containers.
+//! Checkpoint and restore of the runtimes' containers.
 
 use std::fmt::Write as _;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use criu_client::container::Status;
-use criu_client::container::runc::{CheckpointOptions, RestoreOptions, Runc};
+use criu_client::container::crun::Crun;
+use criu_client::container::plan::Consumer;
+use criu_client::container::runc::Runc;
+use criu_client::container::runtime::{self, CheckpointOptions, Engine, RestoreOptions, Runtime};
+use criu_client::container::{EngineKind, ErrorKind, Status};
 use criu_client::{
     Criu, DumpReport, ImagesDir, OperationKind, PreDumpReport, RestoreReport, TaskState,
 };
@@ -16,6 +19,7 @@ use criu_client::{
 use super::Context;
 use super::checkpoint::{self, images_to_write};
 use super::checkpoint_args::Checkpoint;
+use super::container_args::{Containers, For};
 use super::descriptors::inherited;
 use super::failure::Failure;
 use super::hooks::CliHooks;
@@ -61,13 +65,93 @@ struct Restored<'a, P> {
     left_behind: &'a [String],
 }
 
-fn runc(root: Option<&PathBuf>) -> Runc {
-    root.map_or_else(Runc::new, Runc::with_root)
+impl Containers {
+    pub(super) fn runc(&self) -> Runc {
+        let root = self.runc_root.as_ref();
+        root.map_or_else(Runc::new, Runc::with_root)
+    }
+
+    pub(super) fn crun(&self) -> Crun {
+        let root = self.crun_root.as_ref();
+        root.map_or_else(Crun::new, Crun::with_root)
+    }
+
+    /// Whose container has this ID.
+    pub(super) fn engine_of(&self, id: &str) -> Result<EngineKind, Failure> {
+        fn has<E: Engine>(runtime: &Runtime<E>, id: &str) -> bool {
+            // One that cannot be read is there all the same.
+            let unknown = |error: &criu_client::container::Error| {
+                matches!(error.kind(), ErrorKind::Unknown { .. })
+            };
+            !runtime.load(id).as_ref().is_err_and(unknown)
+        }
+        let (runc, crun) = (self.runc(), self.crun());
+        let looked = format!(
+            "{} (runc) and {} (crun)",
+            runc.root().display(),
+            crun.root().display()
+        );
+        match (has(&runc, id), has(&crun, id)) {
+            (true, false) => Ok(EngineKind::Runc),
+            (false, true) => Ok(EngineKind::Crun),
+            (true, true) => Err(Failure::input(format!(
+                "there are two containers {id:?}: runc:{id} and crun:{id}, in {looked}"
+            ))
+            .hint(format!("write runc:{id} or crun:{id}"))),
+            (false, false) => Err(Failure::input(format!(
+                "there is no such container {id:?} in {looked}"
+            ))
+            .hint("`criuctl list` shows the names there are; containers of another --root need --runc-root or --crun-root here")),
+        }
+    }
 }
 
-pub(super) async fn checkpoint(
+/// Whose container an ID without an engine is to be.
+pub(super) fn engine_of_images(images: &ImagesDir, id: &str) -> Result<EngineKind, Failure> {
+    let known = runtime::engine_of(images).map_err(|error| {
+        let path = images.path().display();
+        Failure::input(format!("whose container is in {path} cannot be told")).caused_by(error)
+    })?;
+    known.ok_or_else(|| {
+        let path = images.path().display();
+        Failure::usage(format!(
+            "{path} does not say which runtime the container {id:?} is for"
+        ))
+        .hint(format!("write runc:{id} or crun:{id}"))
+    })
+}
+
+impl Checkpoint {
+    fn consumer(&self) -> Consumer {
+        match self.checkpoint_containers.consumer {
+            None | Some(For::Any) => Consumer::Any,
+            Some(For::Runc) => Consumer::Runc,
+            Some(For::Crun) => Consumer::Crun,
+        }
+    }
+}
+
+/// For what needs no container.
+pub(super) fn refuse_roots(containers: &Containers) -> Result<(), Failure> {
+    let given = [
+        ("--runc-root", containers.runc_root.is_some()),
+        ("--crun-root", containers.crun_root.is_some()),
+    ];
+    match given.into_iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(not_for_processes(option)),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn not_for_processes(option: &str) -> Failure {
+    Failure::usage(format!("{option} is for containers"))
+        .hint("leave it out, or write runc:ID or crun:ID as the target")
+}
+
+pub(super) async fn checkpoint<E: Engine>(
     context: &Context,
     args: &Checkpoint,
+    runtime: &Runtime<E>,
     id: &str,
 ) -> Result<(), Failure> {
     refuse(&[
@@ -77,24 +161,26 @@ pub(super) async fn checkpoint(
     ])?;
     if args.tasks.leave_stopped {
         return Err(Failure::usage(
-            "--leave-stopped: runc has no state for a container whose processes are stopped",
+            "--leave-stopped: runtimes have no state for a container whose processes are stopped",
         )
-        .hint("use --leave-running, and runc pause before it"));
+        .hint("use --leave-running, and pause the container before it"));
     }
-    let runc = runc(args.containers.runc_root.as_ref());
     let criu = context.criu(args.program_arguments())?;
     // Found before a directory is made for it.
-    runc.load(id)?.dump_plan()?;
+    let plan = runtime.load(id)?.dump_plan(args.consumer())?;
+    for note in &plan.notes {
+        context.output.note(note);
+    }
     match args.dump_memory.pre_dump {
-        true => pre_dump(context, args, &runc, &criu, id).await,
-        false => dump(context, args, &runc, &criu, id).await,
+        true => pre_dump(context, args, runtime, &criu, id).await,
+        false => dump(context, args, runtime, &criu, id).await,
     }
 }
 
-async fn dump(
+async fn dump<E: Engine>(
     context: &Context,
     args: &Checkpoint,
-    runc: &Runc,
+    runtime: &Runtime<E>,
     criu: &Criu,
     id: &str,
 ) -> Result<(), Failure> {
@@ -103,16 +189,16 @@ async fn dump(
     let hooks = CliHooks::new(&args.criu_more.hooks, operation)?;
     let options = checkpoint_options(args)?;
     let images = images_to_write(args)?;
-    let dumped = runc.checkpoint(criu, id, &images, hooks, options);
+    let dumped = runtime.checkpoint(criu, id, &images, hooks, options);
     let report = Interrupts::new()?
         .guard(operation, output, dumped, criu.settled(), || {
-            state_of(runc, id)
+            state_of(runtime, id)
         })
         .await?;
     super::report::ignored_refusals(output, &report.dump.details);
     left_behind(context, &report.left_behind);
     let done = Checkpointed {
-        target: args.target.to_string(),
+        target: target::<E>(id),
         images_dir: images.path(),
         pre_dump: false,
         report: &report.dump,
@@ -124,28 +210,28 @@ async fn dump(
     })
 }
 
-async fn pre_dump(
+async fn pre_dump<E: Engine>(
     context: &Context,
     args: &Checkpoint,
-    runc: &Runc,
+    runtime: &Runtime<E>,
     criu: &Criu,
     id: &str,
 ) -> Result<(), Failure> {
     let output = &context.output;
     let options = args.pre_dump_options()?;
     let images = images_to_write(args)?;
-    let dumped = runc.pre_dump(criu, id, &images, options);
+    let dumped = runtime.pre_dump(criu, id, &images, options);
     let report = Interrupts::new()?
         .guard(
             OperationKind::PreDump,
             output,
             dumped,
             criu.settled(),
-            || state_of(runc, id),
+            || state_of(runtime, id),
         )
         .await?;
     let done = PreDumped {
-        target: args.target.to_string(),
+        target: target::<E>(id),
         images_dir: images.path(),
         pre_dump: true,
         report: &report,
@@ -155,10 +241,11 @@ async fn pre_dump(
     })
 }
 
-/// Everything that CRIU has goes along; what runc has a name for goes by it, so that it is checked against the container.
+/// Everything that CRIU has goes along; what runtimes have a name for goes by it, so that it is checked against the container.
 fn checkpoint_options(args: &Checkpoint) -> Result<CheckpointOptions, Failure> {
     let mut options = CheckpointOptions::new()
         .criu(args.dump_options_but_status_fd()?)
+        .consumer(args.consumer())
         .leave_running(args.dump_tasks.leave_running)
         .lazy_pages(args.dump_memory.lazy_pages);
     if let Some(transport) = args.page_transport()? {
@@ -176,9 +263,10 @@ fn checkpoint_options(args: &Checkpoint) -> Result<CheckpointOptions, Failure> {
     Ok(options)
 }
 
-pub(super) async fn restore(
+pub(super) async fn restore<E: Engine>(
     context: &Context,
     args: &Restore,
+    runtime: &Runtime<E>,
     id: &str,
 ) -> Result<ExitCode, Failure> {
     refuse(&[
@@ -195,7 +283,6 @@ pub(super) async fn restore(
         Some(_) => hooks.with_console_elsewhere(),
         None => hooks,
     };
-    let runc = runc(args.containers.runc_root.as_ref());
     let criu = context.criu(args.program_arguments())?;
     let images = images_to_read(args, None)?;
     lazy_pages_are_served(args)?;
@@ -206,7 +293,7 @@ pub(super) async fn restore(
         .as_deref()
         .map(PidFile::new)
         .transpose()?;
-    let bundle = match &args.containers.bundle {
+    let bundle = match &args.restore_containers.bundle {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(|error| {
             Failure::input("the current directory cannot be the bundle").caused_by(error)
@@ -216,11 +303,13 @@ pub(super) async fn restore(
     let attendant = Attendant::new()?;
     let settled = async {
         criu.settled().await;
-        runc.settled().await;
+        runtime.settled().await;
     };
-    let restored = runc.restore(&criu, id, &images, &bundle, hooks, options);
+    let restored = runtime.restore(&criu, id, &images, &bundle, hooks, options);
     let mut restored = interrupts
-        .guard(operation, output, restored, settled, || state_of(&runc, id))
+        .guard(operation, output, restored, settled, || {
+            state_of(runtime, id)
+        })
         .await?;
     drop(interrupts);
 
@@ -231,7 +320,7 @@ pub(super) async fn restore(
     }
     left_behind(context, &restored.left_behind);
     let done = Restored {
-        target: format!("runc:{id}"),
+        target: target::<E>(id),
         images_dir: images.path(),
         detached: root.is_none(),
         report: &restored.report,
@@ -243,7 +332,7 @@ pub(super) async fn restore(
     let published = pid_file.map_or(Ok(()), |file| file.publish(restored.init.pid));
     let tell = || {
         output.result("Restore", &done, || {
-            text(context, args, id, &images, &restored.report)
+            text::<E>(context, args, id, &images, &restored.report)
         })
     };
     let Some(root) = root else {
@@ -255,14 +344,10 @@ pub(super) async fn restore(
         failure.say(output);
     }
     let status = restore::status(output, attendant.attend(root).await?);
-    match runc.remove(id).await {
+    match runtime.remove(id).await {
         Ok(left) => left_behind(context, &left),
         // Somebody may have deleted it already.
-        Err(error)
-            if matches!(
-                error.kind(),
-                criu_client::container::ErrorKind::Unknown { .. }
-            ) => {}
+        Err(error) if matches!(error.kind(), ErrorKind::Unknown { .. }) => {}
         Err(error) => Failure::from(error).say(output),
     }
     Ok(status)
@@ -291,14 +376,14 @@ fn restore_options(args: &Restore) -> Result<RestoreOptions, Failure> {
     Ok(options)
 }
 
-fn text(
+fn text<E: Engine>(
     context: &Context,
     args: &Restore,
     id: &str,
     images: &ImagesDir,
     report: &RestoreReport,
 ) -> String {
-    let mut text = format!("runc container {id} ");
+    let mut text = format!("{} container {id} ", E::KIND);
     // Writing to a String does not fail.
     let _ = write!(
         text,
@@ -325,20 +410,17 @@ fn refuse(options: &[(&str, bool)]) -> Result<(), Failure> {
     }
 }
 
+fn target<E: Engine>(id: &str) -> String {
+    format!("{}:{id}", E::KIND)
+}
+
 /// What became of the container's tasks.
-fn state_of(runc: &Runc, id: &str) -> TaskState {
-    match runc.load(id).map(|container| container.status) {
+fn state_of<E: Engine>(runtime: &Runtime<E>, id: &str) -> TaskState {
+    match runtime.load(id).map(|container| container.status) {
         Ok(Status::Running | Status::Created) => TaskState::Running,
         Ok(Status::Paused) => TaskState::Frozen,
         Ok(Status::Stopped) => TaskState::Absent,
-        Err(error)
-            if matches!(
-                error.kind(),
-                criu_client::container::ErrorKind::Unknown { .. }
-            ) =>
-        {
-            TaskState::Absent
-        }
+        Err(error) if matches!(error.kind(), ErrorKind::Unknown { .. }) => TaskState::Absent,
         Ok(_) | Err(_) => TaskState::Unknown,
     }
 }

@@ -6,18 +6,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 use serde::Serialize;
 use tracing::Instrument;
 
+use super::beside::{self, SideFile};
+use super::engine::Record;
 use super::options::CheckpointOptions;
-use super::record::STATE;
-use super::{CHECKPOINTED, Container, DESCRIPTORS, Runc, SAVED_CONFIG, SAVED_PLAN, SAVED_STATE};
+use super::{Container, Engine, Runtime};
 use crate::container::error::{Error, ErrorKind, Result};
-use crate::container::model::{EngineKind, Model, ProcessId};
-use crate::container::oci::CONFIG;
+use crate::container::model::{Model, ProcessId, Status};
 use crate::container::oci_hooks;
-use crate::container::plan::DumpPlan;
+use crate::container::plan::{Consumer, DumpPlan};
 use crate::container::{adopt, cgroup};
 use crate::image::INVENTORY;
 use crate::notify::{HookError, Hooks, Notify, Reply, Script};
@@ -32,8 +31,9 @@ const END: Duration = Duration::from_secs(10);
 /// How long a poststop hook may take whose configuration does not say.
 const HOOK: Duration = Duration::from_secs(30);
 
-/// A file beside the images, and what is in it.
-type SideFile = (&'static str, Option<Vec<u8>>);
+/// Says in a container's directory that its checkpoint is complete, and where. Should this process die before the
+/// directory is removed, a restore knows that it may be.
+pub(super) const CHECKPOINTED: &str = "criuctl-checkpoint";
 
 /// A finished checkpoint.
 #[derive(Debug, Clone, Serialize)]
@@ -51,22 +51,11 @@ pub struct CheckpointReport {
     pub left_behind: Vec<String>,
 }
 
-/// What is kept beside the images of what the dump was asked.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Saved<'a> {
-    version: u32,
-    engine: EngineKind,
-    id: &'a str,
-    plan: &'a DumpPlan,
-    mount_names: Vec<String>,
-}
-
-impl Runc {
+impl<E: Engine> Runtime<E> {
     /// Checkpoints a container into `images`.
     ///
-    /// Unless it is left running, it is gone for runc afterwards, as after `runc checkpoint`: its control groups and its
-    /// record are removed, its poststop hooks have run (each for 30 seconds at most, if its configuration has no other
+    /// Unless it is left running, it is gone for its runtime afterwards, as after the runtime's own `checkpoint`: its control
+    /// groups and its record are removed, its poststop hooks have run (each for 30 seconds at most, if its configuration has no other
     /// limit). `hooks` see every callback. Files of an older checkpoint in `images` stay whole until `hooks` have
     /// accepted [`PreDump`](crate::notify::Event::PreDump).
     ///
@@ -77,7 +66,7 @@ impl Runc {
     /// # Errors
     /// Everything that is wrong with the container or the options is found before CRIU is asked; then [`ErrorKind::Criu`].
     /// [`ErrorKind::Unsupported`] when processes in the container's control groups are not in the tree below its first one,
-    /// as those of `runc exec`: they would not be in the images.
+    /// as those of the runtime's `exec`: they would not be in the images.
     ///
     /// # Cancel safety
     /// Dropping the future cancels; what is removed after a finished dump is removed nevertheless.
@@ -90,9 +79,9 @@ impl Runc {
         options: CheckpointOptions,
     ) -> Result<CheckpointReport> {
         self.checkpointed(criu, id, images, hooks, options)
-            .instrument(EngineKind::Runc.span(id))
+            .instrument(E::KIND.span(id))
             .await
-            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
+            .map_err(|kind| Error::new(E::KIND, id, kind))
     }
 
     async fn checkpointed(
@@ -105,11 +94,11 @@ impl Runc {
     ) -> std::result::Result<CheckpointReport, ErrorKind> {
         let directory = self.directory(id)?;
         let container = self.find(id)?;
-        let plan = container.plan()?;
+        let plan = container.plan(options.consumer)?;
         check_processes(&container).await?;
         let leave_running = options.leave_running;
         let prepared = prepare(criu, images, &plan, options).await?;
-        let files = side_files(&container, &directory, &plan)?;
+        let files = beside::files(&container, &directory, &plan)?;
 
         let pid = plan.pid;
         let init = container.record.init();
@@ -148,13 +137,13 @@ impl Runc {
         })
     }
 
-    /// Writes a running container's memory into `images` while it runs on, as `runc checkpoint --pre-dump`.
+    /// Writes a running container's memory into `images` while it runs on, as the runtime's `checkpoint --pre-dump`.
     ///
     /// # The container
     /// It runs on, whatever happens.
     ///
     /// # Errors
-    /// As [`Runc::checkpoint`]; [`crate::ErrorKind::Unsupported`] within [`ErrorKind::Criu`] where this kernel cannot
+    /// As [`Runtime::checkpoint`]; [`crate::ErrorKind::Unsupported`] within [`ErrorKind::Criu`] where this kernel cannot
     /// track memory.
     ///
     /// # Cancel safety
@@ -167,7 +156,7 @@ impl Runc {
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
         let pre_dumped = async {
-            let plan = self.find(id)?.plan()?;
+            let plan = self.find(id)?.plan(Consumer::Any)?;
             if criu.features().await?.mem_track != Some(true) {
                 return Err(ErrorKind::Unsupported(
                     "a pre-dump needs a kernel that tracks memory changes (CONFIG_MEM_SOFT_DIRTY), and this one does not: \
@@ -186,10 +175,10 @@ impl Runc {
         };
         pre_dumped
             .await
-            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
+            .map_err(|kind| Error::new(E::KIND, id, kind))
     }
 
-    /// Removes what remains of a container that has ended, as `runc delete` does: its control groups and its record.
+    /// Removes what remains of a container that has ended, as the runtime's `delete` does: its control groups and its record.
     /// Its poststop hooks run. Returns what could not be removed.
     ///
     /// # Errors
@@ -199,13 +188,11 @@ impl Runc {
             let directory = self.directory(id)?;
             let container = self.find(id)?;
             match container.status {
-                super::Status::Stopped => Ok(remove(&container.model, &directory).await.all()),
+                Status::Stopped => Ok(remove(&container.model, &directory).await.all()),
                 status => Err(ErrorKind::Exists { status }),
             }
         };
-        removed
-            .await
-            .map_err(|kind| Error::new(EngineKind::Runc, id, kind))
+        removed.await.map_err(|kind| Error::new(E::KIND, id, kind))
     }
 }
 
@@ -237,6 +224,7 @@ async fn prepare(
         work_path,
         manage_cgroups_mode,
         status_fd,
+        consumer: _,
     } = options;
     if lazy_pages {
         if page_server.is_none() {
@@ -317,7 +305,9 @@ pub(super) fn work_directory(path: &Path) -> std::result::Result<OwnedFd, ErrorK
 }
 
 /// Refuses a container with processes that CRIU would not find: it takes the tree below the first one.
-async fn check_processes(container: &Container) -> std::result::Result<(), ErrorKind> {
+async fn check_processes<E: Engine>(
+    container: &Container<E>,
+) -> std::result::Result<(), ErrorKind> {
     let init = container.record.init().pid;
     let doing = || ErrorKind::system("looking into control groups");
     let mut outside = cgroup::processes(container.record.cgroups()).map_err(doing())?;
@@ -337,9 +327,10 @@ async fn check_processes(container: &Container) -> std::result::Result<(), Error
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Err(ErrorKind::Unsupported(format!(
         "process {pid} ({}) is in its control group {}, but not in the tree below its first process {init}, and would \
-         not be in the images (a `runc exec`, or a daemon without a pid namespace): end it first, with `kill {pid}`",
+         not be in the images (one of `{} exec`, or a daemon without a pid namespace): end it first, with `kill {pid}`",
         name.trim(),
-        group.display()
+        group.display(),
+        E::KIND
     )))
 }
 
@@ -366,79 +357,6 @@ fn is_outside(pid: i32, init: i32) -> bool {
     false
 }
 
-/// The files that tell a restore what it will want to know and runc will have deleted by then. `None`: there is to be
-/// no such file, as one of an earlier checkpoint would be taken for this one's.
-fn side_files(
-    container: &Container,
-    directory: &Path,
-    plan: &DumpPlan,
-) -> std::result::Result<Vec<SideFile>, ErrorKind> {
-    let copy = |path: PathBuf| {
-        fs::read(&path).map_err(ErrorKind::system(format!("reading {}", path.display())))
-    };
-    let saved = Saved {
-        version: 1,
-        engine: EngineKind::Runc,
-        id: &container.model.id,
-        plan,
-        mount_names: plan.mount_names(),
-    };
-    let json = |bytes: serde_json::Result<Vec<u8>>| {
-        bytes
-            .map_err(io::Error::from)
-            .map_err(ErrorKind::system("writing JSON"))
-    };
-    let config = container.model.bundle.join(CONFIG);
-    let config = match fs::read(&config) {
-        Ok(bytes) => Some(bytes),
-        // Engines above runc may remove it; the restore is given one anyway.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            return Err(ErrorKind::system(format!("reading {}", config.display()))(
-                error,
-            ));
-        }
-    };
-    Ok(vec![
-        (
-            DESCRIPTORS,
-            Some(json(serde_json::to_vec(&plan.descriptors))?),
-        ),
-        (SAVED_PLAN, Some(json(serde_json::to_vec_pretty(&saved))?)),
-        (SAVED_STATE, Some(copy(directory.join(STATE))?)),
-        (SAVED_CONFIG, config),
-    ])
-}
-
-fn save(images: &ImagesDir, files: &[SideFile]) -> std::result::Result<(), ErrorKind> {
-    for (name, bytes) in files {
-        let written = match bytes {
-            Some(bytes) => write(images, name, bytes),
-            None => unlink(images, name),
-        };
-        written.map_err(ErrorKind::system(format!(
-            "writing {}",
-            images.path().join(name).display()
-        )))?;
-    }
-    Ok(())
-}
-
-fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
-    // Anew, so that nothing is written through a link that stands there.
-    unlink(images, name)?;
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = openat(images, name, flags, Mode::RUSR | Mode::WUSR)?;
-    fs::File::from(file).write_all(bytes)
-}
-
-fn unlink(images: &ImagesDir, name: &str) -> io::Result<()> {
-    match unlinkat(images, name, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// What could not be removed of a container, and what its poststop hooks complained of.
 #[derive(Debug, Default)]
 pub(super) struct Removed {
@@ -461,8 +379,8 @@ async fn finish(model: &Model, directory: &Path, init: ProcessId, tasks: TaskSta
     }
     let mut left = vec![format!(
         "its first process {} is still there, as with leave-running in CRIU's options or its configuration file: the \
-         container stays runc's",
-        init.pid
+         container stays {}'s",
+        init.pid, model.engine
     )];
     match fs::remove_file(directory.join(CHECKPOINTED)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -539,8 +457,8 @@ impl<H: Hooks> Hooks for CheckpointHooks<'_, H> {
         match script {
             Script::PreDump => {
                 // CRIU writes it last. An earlier checkpoint's would make a failed one look complete.
-                unlink(self.images, INVENTORY)?;
-                save(self.images, &self.files)?;
+                beside::unlink(self.images, INVENTORY)?;
+                beside::save(self.images, &self.files)?;
             }
             Script::PostDump => {
                 if let Some(marker) = &self.marker {

@@ -2,45 +2,94 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use criu_client::ImagesDir;
-use criu_client::container::runc::{CheckpointOptions, RestoreOptions, Runc};
+use criu_client::container::crun::CrunEngine;
+use criu_client::container::runc::RuncEngine;
+use criu_client::container::runtime::{CheckpointOptions, Engine, RestoreOptions, Runtime};
 use serde_json::{Value, json};
 
+use crate::engines::OneVersion;
 use crate::support::{Outcome, block_on, criu, ensure, text, until};
 
-pub(super) fn runc_program() -> Result<PathBuf, String> {
-    ["/usr/sbin/runc", "/usr/bin/runc"]
-        .into_iter()
-        .map(PathBuf::from)
-        .find(|path| path.exists())
-        .ok_or_else(|| "there is no runc in /usr/sbin or /usr/bin; run scripts/install".into())
+/// The program of a runtime that is known.
+pub(super) trait Program: Engine {
+    const NAME: &'static str;
+    /// What is in the directory of a container.
+    const FILES: &'static [&'static str];
+    /// Whether files are masked by the container's own null device.
+    const OWN_MASKS: bool;
+    /// Whether the hooks of a container's creation run at a restore.
+    const RUNS_HOOKS: bool;
+
+    /// What it needs of the machine.
+    fn needs() -> Result<Option<Arc<OneVersion>>, String>;
+
+    fn path() -> Result<PathBuf, String> {
+        ["/usr/sbin", "/usr/bin"]
+            .into_iter()
+            .map(|directory| Path::new(directory).join(Self::NAME))
+            .find(|path| path.exists())
+            .ok_or_else(|| {
+                let name = Self::NAME;
+                format!("there is no {name} in /usr/sbin or /usr/bin; run scripts/install")
+            })
+    }
+}
+
+impl Program for RuncEngine {
+    const NAME: &'static str = "runc";
+    const FILES: &'static [&'static str] = &["state.json"];
+    const OWN_MASKS: bool = true;
+    const RUNS_HOOKS: bool = true;
+
+    fn needs() -> Result<Option<Arc<OneVersion>>, String> {
+        Ok(None)
+    }
+}
+
+impl Program for CrunEngine {
+    const NAME: &'static str = "crun";
+    const FILES: &'static [&'static str] = &["config.json", "status"];
+    const OWN_MASKS: bool = false;
+    const RUNS_HOOKS: bool = false;
+
+    fn needs() -> Result<Option<Arc<OneVersion>>, String> {
+        OneVersion::of_cgroups().map(Some)
+    }
 }
 
 /// A bundle, a container of it, and a root for runc's records: all of one test.
-pub(super) struct Fixture {
-    pub(super) directory: tempfile::TempDir,
+pub(super) struct Fixture<E: Program> {
+    pub(super) directory: Arc<tempfile::TempDir>,
     pub(super) id: String,
     /// The processes that came to us, to be reaped.
     pub(super) inits: Vec<i32>,
+    engine: PhantomData<E>,
+    _needed: Option<Arc<OneVersion>>,
 }
 
-impl Fixture {
+impl<E: Program> Fixture<E> {
     pub(super) fn new(id: &str) -> Result<Self, String> {
         Self::with(id, |_| {})
     }
 
     /// A bundle of busybox that counts in `/count`, its default configuration changed by `change`.
     pub(super) fn with(id: &str, change: impl FnOnce(&mut Value)) -> Result<Self, String> {
+        let needed = E::needs()?;
         let directory = tempfile::tempdir().map_err(text)?;
         let fixture = Self {
-            directory,
+            directory: directory.into(),
             id: format!("criuctl-test-{}-{id}", std::process::id()),
             inits: Vec::new(),
+            engine: PhantomData,
+            _needed: needed,
         };
         let bin = fixture.rootfs().join("bin");
         fs::create_dir_all(&bin).map_err(text)?;
@@ -49,21 +98,39 @@ impl Fixture {
         for applet in ["sh", "sleep", "cat", "echo", "ip", "mv", "true", "stty"] {
             symlink("busybox", bin.join(applet)).map_err(text)?;
         }
-        let status = Command::new(runc_program()?)
-            .args(["spec", "--bundle"])
-            .arg(fixture.bundle())
+        let status = Command::new(E::path()?)
+            .arg("spec")
+            .current_dir(fixture.bundle())
             .status()
             .map_err(text)?;
-        ensure!(status.success(), "runc spec: {status}");
-        let path = fixture.bundle().join("config.json");
+        ensure!(status.success(), "{} spec: {status}", E::NAME);
+        fixture.configure(|config| {
+            config["process"]["terminal"] = json!(false);
+            config["root"]["readonly"] = json!(false);
+            config["process"]["args"] = json!(["/bin/sh", "-c", COUNT]);
+            change(config);
+        })?;
+        Ok(fixture)
+    }
+
+    /// A container of the same name, bundle and root as another that is gone.
+    pub(super) fn beside<F: Program>(other: &Fixture<F>) -> Result<Self, String> {
+        Ok(Self {
+            directory: Arc::clone(&other.directory),
+            id: other.id.clone(),
+            inits: Vec::new(),
+            engine: PhantomData,
+            _needed: E::needs()?,
+        })
+    }
+
+    /// Changes the configuration.
+    pub(super) fn configure(&self, change: impl FnOnce(&mut Value)) -> Outcome {
+        let path = self.bundle().join("config.json");
         let mut config: Value =
             serde_json::from_slice(&fs::read(&path).map_err(text)?).map_err(text)?;
-        config["process"]["terminal"] = json!(false);
-        config["root"]["readonly"] = json!(false);
-        config["process"]["args"] = json!(["/bin/sh", "-c", COUNT]);
         change(&mut config);
-        fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)?;
-        Ok(fixture)
+        fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)
     }
 
     pub(super) fn bundle(&self) -> PathBuf {
@@ -78,41 +145,42 @@ impl Fixture {
         self.directory.path().join("root")
     }
 
-    pub(super) fn ours(&self) -> Runc {
-        Runc::with_root(self.root())
+    pub(super) fn ours(&self) -> Runtime<E> {
+        Runtime::with_root(self.root())
     }
 
     pub(super) fn images(&self, name: &str) -> ImagesDir {
         ImagesDir::create(self.directory.path().join(name)).expect("an images directory")
     }
 
-    /// runc itself.
+    /// The runtime itself.
     pub(super) fn command(&self, arguments: &[&str]) -> Result<Command, String> {
-        let mut command = Command::new(runc_program()?);
+        let mut command = Command::new(E::path()?);
         command.arg("--root").arg(self.root()).args(arguments);
         command.stdin(Stdio::null());
         Ok(command)
     }
 
-    pub(super) fn try_runc(&self, arguments: &[&str]) -> Result<Output, String> {
+    pub(super) fn try_run(&self, arguments: &[&str]) -> Result<Output, String> {
         self.command(arguments)?.output().map_err(text)
     }
 
-    pub(super) fn runc(&self, arguments: &[&str]) -> Result<String, String> {
-        let output = self.try_runc(arguments)?;
+    pub(super) fn run(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = self.try_run(arguments)?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
-            "runc {arguments:?}: {}: {error}",
+            "{} {arguments:?}: {}: {error}",
+            E::NAME,
             output.status
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// `runc run -d` or `runc restore -d`, which leave their output to the container.
-    pub(super) fn runc_detached(&mut self, arguments: &[&str], stdout: Stdio) -> Outcome {
-        let log = self.directory.path().join("runc.log");
-        let mut command = Command::new(runc_program()?);
+    /// `run -d` or `restore -d`, which leave their output to the container.
+    pub(super) fn run_detached(&mut self, arguments: &[&str], stdout: Stdio) -> Outcome {
+        let log = self.directory.path().join("log");
+        let mut command = Command::new(E::path()?);
         command
             .arg("--root")
             .arg(self.root())
@@ -125,7 +193,11 @@ impl Fixture {
             .stderr(Stdio::null());
         let status = command.status().map_err(text)?;
         let log = fs::read_to_string(&log).unwrap_or_default();
-        ensure!(status.success(), "runc {arguments:?}: {status}: {log}");
+        ensure!(
+            status.success(),
+            "{} {arguments:?}: {status}: {log}",
+            E::NAME
+        );
         self.inits.push(self.pid()?);
         Ok(())
     }
@@ -136,13 +208,13 @@ impl Fixture {
 
     pub(super) fn start_with(&mut self, stdout: Stdio) -> Outcome {
         let (bundle, id) = (self.bundle().display().to_string(), self.id.clone());
-        self.runc_detached(&["run", "-d", "--bundle", &bundle, &id], stdout)?;
+        self.run_detached(&["run", "-d", "--bundle", &bundle, &id], stdout)?;
         self.counts()
     }
 
-    /// What runc says of the container.
+    /// What the runtime says of the container.
     pub(super) fn state(&self) -> Result<Value, String> {
-        serde_json::from_str(&self.runc(&["state", &self.id])?).map_err(text)
+        serde_json::from_str(&self.run(&["state", &self.id])?).map_err(text)
     }
 
     pub(super) fn pid(&self) -> Result<i32, String> {
@@ -156,8 +228,17 @@ impl Fixture {
         Ok(())
     }
 
+    /// crun does not wait until everything is frozen.
+    pub(super) fn pause(&self) -> Outcome {
+        self.run(&["pause", &self.id])?;
+        until("it is paused", || self.has_status("paused").is_ok())
+    }
+
     pub(super) fn count(&self) -> Option<u64> {
-        fs::read_to_string(self.rootfs().join("count"))
+        // With a read-only root it is a bind mount.
+        let bound = self.directory.path().join("count");
+        fs::read_to_string(bound)
+            .or_else(|_| fs::read_to_string(self.rootfs().join("count")))
             .ok()?
             .trim()
             .parse()
@@ -219,16 +300,17 @@ impl Fixture {
         self.is_handed_over()
     }
 
-    /// Runs and is runc's; nothing of the restore is left.
+    /// Runs and is the runtime's; nothing of the restore is left.
     pub(super) fn is_handed_over(&self) -> Outcome {
         self.has_status("running")?;
         self.counts()?;
         self.has_no_mounts()?;
-        let files: Vec<_> = fs::read_dir(self.root().join(&self.id))
+        let mut files: Vec<_> = fs::read_dir(self.root().join(&self.id))
             .map_err(text)?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .collect();
-        ensure!(files == ["state.json"], "{files:?}");
+        files.sort();
+        ensure!(files == E::FILES, "{files:?}");
         Ok(())
     }
 
@@ -254,10 +336,10 @@ impl Fixture {
 
     /// Neither record, nor groups, nor mounts.
     pub(super) fn is_gone(&self) -> Outcome {
-        let list = self.runc(&["list", "--quiet"])?;
-        ensure!(!list.contains(&self.id), "runc still lists {list}");
+        let list = self.run(&["list", "--quiet"])?;
+        ensure!(!list.contains(&self.id), "still listed: {list}");
         let records = fs::read_dir(self.root()).map_or(0, Iterator::count);
-        ensure!(records == 0, "{records} entries in runc's root");
+        ensure!(records == 0, "{records} entries in the runtime's root");
         ensure!(
             groups(&self.id).is_empty(),
             "groups: {:?}",
@@ -267,16 +349,16 @@ impl Fixture {
     }
 
     pub(super) fn delete(&mut self) -> Outcome {
-        self.runc(&["delete", "--force", &self.id])?;
+        self.run(&["delete", "--force", &self.id])?;
         self.reap();
         self.is_gone()
     }
 }
 
-impl Drop for Fixture {
+impl<E: Program> Drop for Fixture<E> {
     fn drop(&mut self) {
         if self.root().join(&self.id).exists() {
-            let _ = self.try_runc(&["delete", "--force", &self.id]);
+            let _ = self.try_run(&["delete", "--force", &self.id]);
         }
         self.reap();
     }

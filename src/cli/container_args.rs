@@ -1,0 +1,47 @@
+//! The options that are for containers only.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::values;
+
+/// Containers: checkpoint, restore and list.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Containers")]
+pub(super) struct Containers {
+    /// Where runc keeps its containers, as its own --root [default: /run/runc]
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    pub(super) runc_root: Option<PathBuf>,
+
+    /// Where crun keeps its containers, as its own --root [default: /run/crun]
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    pub(super) crun_root: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Containers")]
+pub(super) struct RestoreContainers {
+    /// Bundle of the container [default: the current directory]
+    #[arg(long, short = 'b', value_name = "DIR", value_parser = values::path)]
+    pub(super) bundle: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Containers")]
+pub(super) struct CheckpointContainers {
+    /// Runtime whose own restore is to take the images; criuctl restores them under every one
+    #[arg(long = "for", value_name = "RUNTIME", value_enum)]
+    pub(super) consumer: Option<For>,
+}
+
+/// The words of `--for`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum For {
+    /// Every one, as far as that can be; it is said where it cannot (the default)
+    Any,
+    /// runc, and Docker, containerd and Podman with runc
+    Runc,
+    /// crun, and Podman with crun
+    Crun,
+}

@@ -1,0 +1,109 @@
+//! `list`
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+use criu_client::container::Listed;
+
+use super::Context;
+use super::container_args::Containers;
+use super::failure::Failure;
+
+/// List the containers of runc and crun on this host
+///
+/// Says of each whether it can be checkpointed, as far as its record tells, and if not, why.
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    containers: Containers,
+}
+
+#[derive(Serialize)]
+struct Found<'a> {
+    containers: &'a [Entry],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    #[serde(flatten)]
+    listed: Listed,
+    checkpointable: bool,
+}
+
+pub(super) fn run(context: &Context, list: &List) -> Result<ExitCode, Failure> {
+    let mut listed = list.containers.runc().list()?;
+    listed.extend(list.containers.crun().list()?);
+    let entries: Vec<Entry> = listed
+        .into_iter()
+        .map(|listed| Entry {
+            checkpointable: listed.obstacle.is_none(),
+            listed,
+        })
+        .collect();
+    let done = Found {
+        containers: &entries,
+    };
+    context
+        .output
+        .result("ContainerList", &done, || table(&entries))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Columns that are as wide as what is in them.
+fn table(entries: &[Entry]) -> String {
+    let head = ["ENGINE", "ID", "PID", "STATUS", "CHECKPOINT", "BUNDLE"].map(str::to_owned);
+    let row = |entry: &Entry| {
+        let Listed {
+            engine,
+            id,
+            pid,
+            status,
+            bundle,
+            obstacle,
+            ..
+        } = &entry.listed;
+        [
+            engine.to_string(),
+            id.clone(),
+            pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            status.map_or_else(|| "unknown".to_owned(), |status| status.to_string()),
+            obstacle
+                .as_ref()
+                .map_or_else(|| "yes".to_owned(), |obstacle| format!("no: {obstacle}")),
+            bundle.display().to_string(),
+        ]
+    };
+    let rows: Vec<_> = std::iter::once(head)
+        .chain(entries.iter().map(row))
+        .collect();
+    let widths = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..6).map(widths).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            // Writing to a String does not fail.
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        assert_eq!(table(&[]), "ENGINE  ID  PID  STATUS  CHECKPOINT  BUNDLE\n");
+    }
+}

@@ -1,0 +1,267 @@
+//! The files that a checkpoint puts beside the images.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, unlinkat};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::engine::Habits;
+use super::{Container, Engine};
+use crate::ImagesDir;
+use crate::container::crun::CrunEngine;
+use crate::container::error::ErrorKind;
+use crate::container::model::EngineKind;
+use crate::container::plan::DumpPlan;
+use crate::container::runc::RuncEngine;
+use crate::image::INVENTORY;
+
+type Result<T> = std::result::Result<T, ErrorKind>;
+
+/// Whose container the images are of, and what the dump was asked.
+const SAVED_PLAN: &str = "criuctl-container.json";
+/// What the standard descriptors were.
+pub(super) const DESCRIPTORS: &str = "descriptors.json";
+/// The copies that one runtime or another has of its own.
+const SAVED: [&str; 4] = [
+    RuncEngine::SAVED_RECORD,
+    RuncEngine::SAVED_CONFIG,
+    CrunEngine::SAVED_RECORD,
+    CrunEngine::SAVED_CONFIG,
+];
+/// More than these files have is something else.
+const AT_MOST: u64 = 16 * 1024 * 1024;
+
+/// A file beside the images, and what is in it. `None`: there is to be no such file, as one of an earlier checkpoint would
+/// be taken for this one's.
+pub(super) type SideFile = (&'static str, Option<Vec<u8>>);
+
+/// What is kept of what the dump was asked.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Asked<'a> {
+    version: u32,
+    engine: EngineKind,
+    id: &'a str,
+    plan: &'a DumpPlan,
+    mount_names: Vec<String>,
+}
+
+/// The files that tell a restore what it will want to know and the runtime will have deleted by then.
+pub(super) fn files<E: Engine>(
+    container: &Container<E>,
+    directory: &Path,
+    plan: &DumpPlan,
+) -> Result<Vec<SideFile>> {
+    let asked = Asked {
+        version: 1,
+        engine: E::KIND,
+        id: &container.model.id,
+        plan,
+        mount_names: plan.mount_names(),
+    };
+    let json = |bytes: serde_json::Result<Vec<u8>>| {
+        bytes
+            .map_err(io::Error::from)
+            .map_err(ErrorKind::system("writing JSON"))
+    };
+    let record = directory.join(E::RECORD);
+    let record =
+        fs::read(&record).map_err(ErrorKind::system(format!("reading {}", record.display())))?;
+    let config = E::config(&container.model, directory);
+    let config = match fs::read(&config) {
+        Ok(bytes) => Some(bytes),
+        // Engines above the runtime may remove it; the restore is given one anyway.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            return Err(ErrorKind::system(format!("reading {}", config.display()))(
+                error,
+            ));
+        }
+    };
+    let mut files = vec![
+        (
+            DESCRIPTORS,
+            Some(json(serde_json::to_vec(&plan.descriptors))?),
+        ),
+        (SAVED_PLAN, Some(json(serde_json::to_vec_pretty(&asked))?)),
+        (E::SAVED_RECORD, Some(record)),
+        (E::SAVED_CONFIG, config),
+    ];
+    for name in SAVED {
+        if !files.iter().any(|(known, _)| *known == name) {
+            files.push((name, None));
+        }
+    }
+    Ok(files)
+}
+
+pub(super) fn save(images: &ImagesDir, files: &[SideFile]) -> Result<()> {
+    for (name, bytes) in files {
+        let written = match bytes {
+            Some(bytes) => write(images, name, bytes),
+            None => unlink(images, name),
+        };
+        written.map_err(ErrorKind::system(format!(
+            "writing {}",
+            images.path().join(name).display()
+        )))?;
+    }
+    Ok(())
+}
+
+fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
+    // Anew, so that nothing is written through a link that stands there.
+    unlink(images, name)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(images, name, flags, Mode::RUSR | Mode::WUSR)?;
+    fs::File::from(file).write_all(bytes)
+}
+
+pub(super) fn unlink(images: &ImagesDir, name: &str) -> io::Result<()> {
+    match unlinkat(images, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What was saved by a checkpoint of this library.
+pub(super) struct Saved<S> {
+    pub(super) record: Option<S>,
+    pub(super) config: Option<Value>,
+    pub(super) mount_names: Vec<String>,
+    /// Whether the container's network is in the images.
+    pub(super) network: bool,
+}
+
+impl<S> Saved<S> {
+    /// What another runtime has saved says nothing here.
+    pub(super) fn read<E: Engine + Habits<Saved = S>>(images: &ImagesDir) -> Result<Self> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Asked {
+            mount_names: Vec<String>,
+            plan: Plan,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Plan {
+            empty_network_namespace: bool,
+        }
+        let broken = |name: &'static str| {
+            move |source: serde_json::Error| ErrorKind::Images {
+                path: images.path().join(name),
+                problem: "is broken: remove it, and the restore does without it".into(),
+                source: Some(source.into()),
+            }
+        };
+        let record = read(images, E::SAVED_RECORD)?
+            .map(|bytes| E::parse_saved(&bytes))
+            .transpose()
+            .map_err(broken(E::SAVED_RECORD))?;
+        let config = read(images, E::SAVED_CONFIG)?
+            .map(|bytes| serde_json::from_slice(&bytes))
+            .transpose()
+            .map_err(broken(E::SAVED_CONFIG))?;
+        let asked = read(images, SAVED_PLAN)?
+            .map(|bytes| serde_json::from_slice::<Asked>(&bytes))
+            .transpose()
+            .map_err(broken(SAVED_PLAN))?;
+        let network = match &asked {
+            // Images of an earlier checkpoint may lie there as well.
+            Some(asked) => !asked.plan.empty_network_namespace,
+            None => have_network(images).map_err(ErrorKind::system(format!(
+                "listing {}",
+                images.path().display()
+            )))?,
+        };
+        Ok(Self {
+            record,
+            config,
+            mount_names: asked.map(|asked| asked.mount_names).unwrap_or_default(),
+            network,
+        })
+    }
+}
+
+/// A file that a checkpoint has put beside the images; `None` when it is not there.
+fn read(images: &ImagesDir, name: &str) -> Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match openat(images, name, flags, Mode::empty()) {
+        Ok(file) => fs::File::from(file),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(error) => {
+            return Err(ErrorKind::Images {
+                path: images.path().join(name),
+                problem: "cannot be opened".into(),
+                source: Some(std::io::Error::from(error).into()),
+            });
+        }
+    };
+    let mut bytes = Vec::new();
+    file.take(AT_MOST)
+        .read_to_end(&mut bytes)
+        .map_err(|source| ErrorKind::Images {
+            path: images.path().join(name),
+            problem: "cannot be read".into(),
+            source: Some(source.into()),
+        })?;
+    Ok(Some(bytes))
+}
+
+/// What the standard descriptors were, of images that are complete.
+pub(super) fn descriptors(images: &ImagesDir) -> Result<Vec<String>> {
+    let problem = |name: &str, problem: &str| ErrorKind::Images {
+        path: images.path().join(name),
+        problem: problem.into(),
+        source: None,
+    };
+    if !images.contains(INVENTORY) {
+        let text = "there is no such file, so this is no complete checkpoint: give the directory that was checkpointed into";
+        return Err(problem(INVENTORY, text));
+    }
+    let Some(bytes) = read(images, DESCRIPTORS)? else {
+        return Err(problem(
+            DESCRIPTORS,
+            "there is no such file: these are images of a process, or of a container that was dumped without its runtime's \
+             ways. If its standard descriptors were no pipes, the content [\"/dev/null\",\"/dev/null\",\"/dev/null\"] will do",
+        ));
+    };
+    let descriptors: Vec<String> =
+        serde_json::from_slice(&bytes).map_err(|source| ErrorKind::Images {
+            path: images.path().join(DESCRIPTORS),
+            problem: "is no list of texts".into(),
+            source: Some(source.into()),
+        })?;
+    match descriptors.len() {
+        3 => Ok(descriptors),
+        _ => Err(problem(DESCRIPTORS, "does not have three entries")),
+    }
+}
+
+/// The engine whose container is in `images`, if a checkpoint by this library says so.
+///
+/// # Errors
+/// What kept its note from being read.
+pub fn engine_of(images: &ImagesDir) -> io::Result<Option<EngineKind>> {
+    #[derive(Deserialize)]
+    struct Asked {
+        engine: EngineKind,
+    }
+    let bytes = read(images, SAVED_PLAN).map_err(io::Error::other)?;
+    let asked = bytes.map(|bytes| serde_json::from_slice::<Asked>(&bytes));
+    Ok(asked.transpose()?.map(|asked| asked.engine))
+}
+
+/// Whether a network namespace's interfaces are in the images, as far as their names tell.
+fn have_network(images: &ImagesDir) -> io::Result<bool> {
+    let names = Dir::read_from(images)?;
+    for entry in names {
+        if entry?.file_name().to_bytes().starts_with(b"netdev-") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,231 @@
+//! What is known of a restore before anything is made: from bundle, images and host to a plan.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::beside::{Saved, descriptors};
+use super::checkpoint::{CHECKPOINTED, Removed, remove};
+use super::engine::{self, Bundle, Draft, Habits, Record, Source};
+use super::{Engine, Runtime};
+use crate::ImagesDir;
+use crate::container::cgroup::{self, Hierarchies};
+use crate::container::crun::CrunEngine;
+use crate::container::error::ErrorKind;
+use crate::container::model::{Model, MountKind, NamespaceKind, Status};
+use crate::container::mounts;
+use crate::container::oci::{CONFIG, Spec};
+use crate::container::plan::{Masks, RestorePlan};
+
+type Result<T> = std::result::Result<T, ErrorKind>;
+
+/// Everything that is known before anything is made.
+pub(super) struct Prepared<E: Engine> {
+    pub(super) directory: PathBuf,
+    pub(super) model: Model,
+    pub(super) record: E::Draft,
+    pub(super) plan: RestorePlan,
+    pub(super) host: Hierarchies,
+    pub(super) descriptors: Vec<String>,
+    pub(super) notes: Vec<String>,
+}
+
+impl<E: Engine> Runtime<E> {
+    /// Refuses a name that is taken. A container of which `images` are a complete checkpoint and only the record remains,
+    /// because the checkpointing process died, may be [cleared](Self::clear) away.
+    pub(super) fn leftover(&self, id: &str, images: &ImagesDir) -> Result<Option<E::Record>> {
+        let directory = self.directory(id)?;
+        let Some(record) = E::Record::read(&directory)? else {
+            return match directory.exists() {
+                false => Ok(None),
+                true => Err(ErrorKind::State {
+                    path: directory,
+                    problem: "holds no record of a container, but has its name: somebody is about to make one, or has \
+                              failed to; look at it and remove it"
+                        .into(),
+                    source: None,
+                }),
+            };
+        };
+        match engine::status(record.init(), record.cgroups(), &directory) {
+            Status::Stopped if is_checkpointed_into(&directory, images) => Ok(Some(record)),
+            status => Err(ErrorKind::Exists { status }),
+        }
+    }
+
+    /// Returns what its poststop hooks complained of.
+    pub(super) async fn clear(
+        &self,
+        leftover: &E::Record,
+        directory: &Path,
+    ) -> Result<Vec<String>> {
+        tracing::info!(directory = %directory.display(), "removing what remains of a checkpointed container");
+        let Removed { left, notes } = remove(&leftover.model(false)?, directory).await;
+        match left.is_empty() {
+            true => Ok(notes),
+            false => Err(ErrorKind::Unsupported(format!(
+                "what remains of the checkpointed container cannot be removed: {}",
+                left.join("; ")
+            ))),
+        }
+    }
+
+    pub(super) fn prepare(
+        &self,
+        id: &str,
+        images: &ImagesDir,
+        bundle: &Path,
+    ) -> Result<Prepared<E>> {
+        let directory = self.directory(id)?;
+        let bundle = fs::canonicalize(bundle).map_err(|source| ErrorKind::Bundle {
+            path: bundle.to_owned(),
+            problem:
+                "is no directory: give the bundle, the directory with the container's config.json"
+                    .into(),
+            source: Some(source.into()),
+        })?;
+        let (spec, spec_bytes) = Spec::of_bundle(&bundle)?;
+        let spec_path = bundle.join(CONFIG);
+        let rootfs = spec
+            .root
+            .as_ref()
+            .map(|root| bundle.join(&root.path))
+            .unwrap_or_default();
+        let rootfs = fs::canonicalize(&rootfs).map_err(|source| ErrorKind::Bundle {
+            path: rootfs.clone(),
+            problem:
+                "is the root file system of config.json, and not there: mount or unpack it first"
+                    .into(),
+            source: Some(source.into()),
+        })?;
+        let descriptors = descriptors(images)?;
+        let saved = Saved::read::<E>(images)?;
+        let host =
+            Hierarchies::of_host().map_err(ErrorKind::system("looking for control groups"))?;
+
+        let bundle = Bundle {
+            path: bundle,
+            config: spec_path,
+            spec,
+            bytes: spec_bytes,
+            rootfs,
+        };
+        let Draft {
+            model,
+            record,
+            notes,
+        } = E::draft(&Source {
+            id,
+            bundle: &bundle,
+            record: saved.record.as_ref(),
+            config: saved.config.as_ref(),
+            host: &host,
+            descriptors: &descriptors,
+        })?;
+        check(&model, &bundle.config)?;
+        let plan = RestorePlan::new(
+            &model,
+            &host,
+            &saved.mount_names,
+            &descriptors,
+            E::RESTORES_NETWORK && saved.network,
+            &masks(&model, self.root()),
+        );
+        Ok(Prepared {
+            directory,
+            model,
+            record,
+            plan,
+            host,
+            descriptors,
+            notes,
+        })
+    }
+}
+
+/// What is masked in kernel file systems is there what it is here.
+fn masks(model: &Model, root: &Path) -> Masks {
+    let is_directory = |path: &&PathBuf| match path.starts_with("/proc") || path.starts_with("/sys")
+    {
+        true => path.is_dir(),
+        false => mounts::resolve_in(&model.rootfs, path).is_ok_and(|path| {
+            model
+                .rootfs
+                .join(path.strip_prefix("/").unwrap_or(&path))
+                .is_dir()
+        }),
+    };
+    Masks {
+        directories: model
+            .masked_paths
+            .iter()
+            .filter(is_directory)
+            .cloned()
+            .collect(),
+        crun_roots: vec![root.to_owned(), CrunEngine::ROOT.into()],
+    }
+}
+
+/// Whether the container's directory has the marker of a complete checkpoint, and it is the one in `images`.
+fn is_checkpointed_into(directory: &Path, images: &ImagesDir) -> bool {
+    let marked = fs::read(directory.join(CHECKPOINTED))
+        .and_then(|path| fs::canonicalize(std::ffi::OsStr::from_bytes(&path)));
+    match (marked, fs::canonicalize(images.path())) {
+        (Ok(marked), Ok(images)) => marked == images,
+        _ => false,
+    }
+}
+
+/// What would fail later, and cannot be undone as easily then.
+fn check(model: &Model, spec: &Path) -> Result<()> {
+    let of_bundle = |problem: String, source: Option<std::io::Error>| ErrorKind::Bundle {
+        path: spec.to_owned(),
+        problem,
+        source: source.map(Into::into),
+    };
+    for mount in model
+        .mounts
+        .iter()
+        .filter(|mount| mount.kind == MountKind::Bind)
+    {
+        fs::metadata(&mount.source).map_err(|error| {
+            let (source, destination) = (mount.source.display(), mount.destination.display());
+            of_bundle(
+                format!("{source}, which is mounted at {destination}, is not there"),
+                Some(error),
+            )
+        })?;
+    }
+    for namespace in &model.namespaces {
+        let Some(path) = &namespace.path else {
+            continue;
+        };
+        let kind = namespace.kind.oci();
+        if namespace.kind == NamespaceKind::Cgroup {
+            return Err(ErrorKind::Unsupported(format!(
+                "it joins the cgroup namespace {}, which CRIU cannot restore",
+                path.display()
+            )));
+        }
+        mounts::open_namespace(path).map_err(|error| {
+            let text = format!(
+                "the {kind} namespace {}, which it joins, cannot be opened",
+                path.display()
+            );
+            of_bundle(text, Some(error))
+        })?;
+    }
+    let found = cgroup::processes(&model.cgroups)
+        .map_err(ErrorKind::system("looking into control groups"))?;
+    match found.into_iter().next() {
+        None => Ok(()),
+        Some((pid, path)) => Err(ErrorKind::Cgroup {
+            path,
+            problem: format!(
+                "the container's control group is not empty (process {pid} is in it): end what is in it, or restore under \
+                 another name"
+            ),
+            source: None,
+        }),
+    }
+}

@@ -1,0 +1,108 @@
+//! The runtimes' containers: checkpointed and restored over our own RPC, and handed back and forth with the runtimes
+//! themselves.
+
+mod failures;
+mod fixture;
+mod interchange;
+mod journeys;
+mod seen;
+
+use criu_client::container::crun::CrunEngine;
+use criu_client::container::runc::RuncEngine;
+
+use crate::support::{Test, Tests};
+use fixture::Program;
+
+pub(crate) fn tests() -> Tests {
+    let mut tests = of::<RuncEngine>();
+    tests.extend(of::<CrunEngine>());
+    tests.extend(interchange::tests());
+    tests
+}
+
+fn of<E: Program>() -> Tests {
+    let tests: Vec<Test> = vec![
+        (
+            "a default container goes there and back",
+            journeys::round_trip::<E>,
+        ),
+        (
+            "what is done to a container names it",
+            seen::of_a_container::<E>,
+        ),
+        (
+            "a container left running is checkpointed twice",
+            journeys::leave_running_twice::<E>,
+        ),
+        (
+            "a pipe at standard output is replaced",
+            journeys::stdout_pipe::<E>,
+        ),
+        (
+            "a terminal comes over the console socket",
+            journeys::terminal::<E>,
+        ),
+        (
+            "the runtime restores what we checkpointed",
+            journeys::restored_by_itself::<E>,
+        ),
+        (
+            "we restore what the runtime checkpointed",
+            journeys::checkpointed_by_itself::<E>,
+        ),
+        (
+            "bind mounts, limits and hooks are restored",
+            journeys::everything::<E>,
+        ),
+        (
+            "a joined network namespace is joined again",
+            journeys::joined_network::<E>,
+        ),
+        (
+            "a foreground container is our child",
+            journeys::foreground::<E>,
+        ),
+        (
+            "a refusing hook leaves it as it was",
+            failures::refusing_hooks::<E>,
+        ),
+        (
+            "a dropped checkpoint or restore is undone",
+            failures::dropped::<E>,
+        ),
+        (failures::KILLED, failures::killed_restore::<E>),
+        (
+            "a checkpoint whose end we missed does not block the restore",
+            failures::missed_end::<E>,
+        ),
+        (
+            "what a leftover mount shows survives the checkpoint",
+            failures::leftover_mount::<E>,
+        ),
+        (
+            "what CRIU leaves running stays the runtime's",
+            failures::left_by_criu::<E>,
+        ),
+        (
+            "processes outside the tree are refused",
+            failures::strangers::<E>,
+        ),
+        (
+            "a refused checkpoint leaves an older one whole",
+            failures::older_checkpoint::<E>,
+        ),
+        ("a paused container is checkpointed", journeys::paused::<E>),
+        (
+            "a pre-dump is refused without memory tracking, or works",
+            journeys::pre_dump::<E>,
+        ),
+        (
+            "what cannot be done is said before anything happens",
+            failures::refusals::<E>,
+        ),
+    ];
+    tests
+        .into_iter()
+        .map(|(name, test)| (format!("{}: {name}", E::NAME), Box::new(test) as _))
+        .collect()
+}
