@@ -52,6 +52,8 @@ pub(crate) fn events(arguments: &[&str], images: &Path) -> Result<Vec<Event>, St
     ensure!(status.success(), "criuctl: {status}: {stderr}");
     stderr
         .lines()
+        // Notes to the user stand between them.
+        .filter(|line| line.starts_with('{'))
         .map(|line| serde_json::from_str(line).map(Event))
         .collect::<Result<_, _>>()
         .map_err(|error| format!("{error}: {stderr}"))
