@@ -45,18 +45,7 @@ impl CliHooks {
             ))
             .hint(format!("it has {}", known.join(", "))));
         }
-        for (index, hook) in hooks.iter().enumerate() {
-            if hooks[..index]
-                .iter()
-                .any(|other| other.script == hook.script)
-            {
-                return Err(Failure::usage(format!(
-                    "--hook: {} has a program already",
-                    hook.script
-                ))
-                .hint("name one program that does all of it"));
-            }
-        }
+        one_for_each(hooks)?;
         Ok(Self {
             programs: hooks
                 .iter()
@@ -125,6 +114,20 @@ impl Hooks for CliHooks {
             None => Ok(Reply::Accept),
         }
     }
+}
+
+/// Refuses a second program for a callback: only one of them would be run.
+pub(super) fn one_for_each(hooks: &[Hook]) -> Result<(), Failure> {
+    for (index, hook) in hooks.iter().enumerate() {
+        let earlier = &hooks[..index];
+        if earlier.iter().any(|other| other.script == hook.script) {
+            return Err(
+                Failure::usage(format!("--hook: {} has a program already", hook.script))
+                    .hint("name one program that does all of it"),
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Whether `operation` has this callback.

@@ -202,11 +202,9 @@ fn produced(cause: &'static LiveCause) -> Outcome {
             )?;
         }
     }
+    let tree = descendants(pid);
     drop((victim, connection, images));
-    until("the last of the victim's tree is reaped", || {
-        reap_orphans();
-        zombies().is_empty()
-    })?;
+    orphans_are_gone(&tree)?;
     traces.unchanged()
 }
 

@@ -165,7 +165,7 @@ fn page_server_dropped() -> Outcome {
     let images = ImagesDir::open(directory.path()).map_err(text)?;
     let traces = Traces::take();
     let criu = service.criu();
-    let port = block_on(async {
+    let (port, workers) = block_on(async {
         let transport = PageTransport::tcp("127.0.0.1", free_port());
         let server = criu
             .page_server(&images, PageServerOptions::new().transport(transport))
@@ -173,12 +173,14 @@ fn page_server_dropped() -> Outcome {
             .map_err(whole)?;
         let port = server.port().ok_or("no port")?;
         ensure!(listens(port), "nobody listens on {port}");
+        let workers = descendants(service.pid);
         drop(server);
         criu.settled().await;
-        Ok(port)
+        Ok((port, workers))
     })?;
     ensure!(!listens(port), "the page server still listens");
     drop(images);
+    orphans_are_gone(&workers)?;
     settled(&service, &traces)
 }
 
@@ -202,11 +204,13 @@ fn page_server_interrupted() -> Outcome {
     until("the page server listens", || listens(port))?;
     // It may not have got to know yet.
     std::thread::sleep(std::time::Duration::from_millis(100));
+    let workers = descendants(service.pid);
     let pid = nix::unistd::Pid::from_raw(criuctl.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).map_err(text)?;
     let status = criuctl.wait().map_err(text)?;
     ensure!(status.code() == Some(130), "criuctl ended with {status}");
     ensure!(!listens(port), "the page server still listens");
+    orphans_are_gone(&workers)?;
     settled(&service, &traces)
 }
 

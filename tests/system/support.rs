@@ -178,7 +178,15 @@ impl Traces {
         // Those that listen in end after CRIU, and come to us, who are the subreaper.
         until("nobody listens in any more", reap_listeners)?;
         let zombies: Vec<_> = zombies().difference(&self.zombies).copied().collect();
-        ensure!(zombies.is_empty(), "zombies: {zombies:?}");
+        let names = zombies.iter().map(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.split(')').next().unwrap_or_default().to_owned()
+        });
+        ensure!(
+            zombies.is_empty(),
+            "zombies: {:?}",
+            names.collect::<Vec<_>>()
+        );
         until("settling threads have closed their descriptors", || {
             descriptors().len() <= self.descriptors
         })
@@ -288,6 +296,39 @@ pub(crate) fn reap_orphans() {
             return;
         }
     }
+}
+
+/// Every process below `pid` that there is now.
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
+    let parent = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, rest) = stat.rsplit_once(')')?;
+        rest.split_whitespace().nth(1)?.parse::<i32>().ok()
+    };
+    let all: Vec<(i32, i32)> = pids()
+        .into_iter()
+        .filter_map(|pid| Some((pid, parent(pid)?)))
+        .collect();
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(&above) = found.get(next) {
+        found.extend(
+            all.iter()
+                .filter(|(_, parent)| *parent == above)
+                .map(|(pid, _)| *pid),
+        );
+        next += 1;
+    }
+    found.split_off(1)
+}
+
+/// Waits until these have died, wherever they are on their way to, and have been reaped here: orphans come to us, who are
+/// the subreaper, a moment after their parent's end.
+pub(crate) fn orphans_are_gone(orphans: &[i32]) -> Outcome {
+    until("the last orphan is reaped", || {
+        reap_orphans();
+        orphans.iter().all(|pid| state(*pid).is_none())
+    })
 }
 
 /// Reaps what has listened in, and the guard of a listener that has died; false while one of ours does.

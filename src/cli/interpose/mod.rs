@@ -106,13 +106,31 @@ struct Installed<'a> {
     undo: String,
 }
 
+#[derive(Serialize)]
+struct Removed<'a> {
+    directory: &'a PathBuf,
+    /// Something else is in the directory, which is therefore still there.
+    stays: bool,
+}
+
 pub(super) async fn run(context: &Context, interpose: &Interpose) -> Result<ExitCode, Failure> {
     match &interpose.action {
         Action::Install(install) => self::install(context, install).await,
         Action::Remove(remove) => {
             Stage::remove(&remove.directory)?;
-            context.output.result("Removed", &(), || {
-                format!("{} listens in no more\n", remove.directory.display())
+            // Recordings or the output of hooks.
+            let stays = remove.directory.exists();
+            let removed = Removed {
+                directory: &remove.directory,
+                stays,
+            };
+            context.output.result("Removed", &removed, || {
+                let rest = if stays {
+                    "; what else is in it stays"
+                } else {
+                    ""
+                };
+                format!("{} listens in no more{rest}\n", remove.directory.display())
             })?;
             Ok(ExitCode::SUCCESS)
         }

@@ -12,6 +12,7 @@ use criu_client::interpose::Amendment;
 use criu_client::{Criu, Version};
 
 use super::super::failure::Failure;
+use super::super::hooks::one_for_each;
 use super::super::values::{self, Hook};
 use super::amend::Amend;
 
@@ -112,18 +113,7 @@ impl Settings {
         hook_output: Option<PathBuf>,
     ) -> Result<Self, Failure> {
         let version = criu.version().await?;
-        for (index, hook) in wanted.hooks.iter().enumerate() {
-            if wanted.hooks[..index]
-                .iter()
-                .any(|other| other.script == hook.script)
-            {
-                return Err(Failure::usage(format!(
-                    "--hook: {} has a program already",
-                    hook.script
-                ))
-                .hint("name one program that does all of it"));
-            }
-        }
+        one_for_each(wanted.hooks)?;
         for amendment in Amend::all(wanted.amend)? {
             demand(&amendment, &version)?;
         }
