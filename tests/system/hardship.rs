@@ -226,8 +226,9 @@ fn ended_while_it_reads_memory(end: End, sibling: bool) -> Outcome {
             break;
         }
         let delay = whole_time * step / (steps + 1);
-        let Some(error) = ended_after(&images, end, sibling, delay)? else {
-            // Faster than the time before.
+        let (error, released) = ended_after(&images, end, sibling, delay)?;
+        let Some(error) = error.filter(|_| !released) else {
+            // Faster than the time before: nobody can stop it any more.
             victim.goes_on()?;
             victim.end();
             continue;
@@ -256,13 +257,13 @@ fn ended_while_it_reads_memory(end: End, sibling: bool) -> Outcome {
     victim.goes_on()
 }
 
-/// Restores, and ends that so long after pre-restore. `None`: it was done before.
+/// Restores, and ends that so long after pre-restore. Also tells whether the tasks had been let go before.
 fn ended_after(
     images: &ImagesDir,
     end: End,
     sibling: bool,
     delay: Duration,
-) -> Result<Option<criu_client::Error>, String> {
+) -> Result<(Option<criu_client::Error>, bool), String> {
     let limits = match end {
         End::Killed => TimeLimits::default(),
         End::TimeLimit => TimeLimits::default()
@@ -275,7 +276,9 @@ fn ended_after(
     };
     let criu = criu().with_limits(limits);
     let mut threads = Vec::new();
+    let mut released = false;
     let hooks = hook_fn(|notify: Notify| {
+        released |= notify.script() == Script::PreResume;
         if notify.script() == Script::PreRestore {
             // The worker alone: later its forks look the same.
             let workers = own_workers();
@@ -303,7 +306,7 @@ fn ended_after(
     for thread in threads {
         thread.join().map_err(|_| "the killing thread panicked")?;
     }
-    Ok(result.err())
+    Ok((result.err(), released))
 }
 
 /// A process that comes up at a pid of the images while CRIU is asked, with every signal blocked as a task's that is being

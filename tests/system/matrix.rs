@@ -415,12 +415,15 @@ fn killed_client(
         .map_err(text)?;
     ensure!(line == "holding\n", "the client said {line:?}");
     let owner = client.id();
+    // A worker that ends has closed its descriptors, and with them its mark, a moment before it is a zombie.
+    let workers = workers_of(owner);
+    ensure!(!workers.is_empty(), "the client has no worker");
     client.kill().map_err(text)?;
     client.wait().map_err(text)?;
     until("criu has noticed that its client is gone", || {
         let gone = workers_of(owner).is_empty();
         reap_orphans();
-        gone && zombies().is_empty()
+        gone && workers.iter().all(|pid| state(*pid).is_none()) && zombies().is_empty()
     })
 }
 

@@ -175,12 +175,14 @@ fn page_server_detached() -> Outcome {
     let mut victim = memory()?;
     let (images, pages) = (victim.images("images"), victim.images("pages"));
     let traces = Traces::take();
+    let mut servers = Vec::new();
     block_on(async {
         let options = PageServerOptions::new().transport(PageTransport::tcp("127.0.0.1", 0));
         let server = criu()
             .page_server_detached(&pages, options)
             .await
             .map_err(whole)?;
+        servers = workers_of(std::process::id());
         let port = server.port.ok_or("no port")?;
         let options = DumpOptions::new().page_server(PageTransport::tcp("127.0.0.1", port));
         criu()
@@ -192,7 +194,7 @@ fn page_server_detached() -> Outcome {
     // Nobody can wait for it but its new parent, which is us.
     until("the page server has ended", || {
         reap_orphans();
-        workers_of(std::process::id()).is_empty()
+        servers.iter().all(|pid| state(*pid).is_none())
     })?;
     merge(&pages, &images)?;
     drop(pages);
