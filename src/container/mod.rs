@@ -24,6 +24,9 @@ mod adopt;
 mod cgroup;
 pub mod crun;
 mod error;
+#[cfg(feature = "engine")]
+#[allow(dead_code, reason = "the engines follow")]
+mod http;
 mod list;
 mod model;
 mod mounts;
@@ -35,6 +38,8 @@ pub mod runc;
 pub mod runtime;
 
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "engine")]
+pub use http::{ApiError, ApiProblem};
 pub use list::Listed;
 pub use model::{
     EngineKind, Live, Model, Mount, MountEntry, MountKind, Namespace, NamespaceKind, ProcessId,
