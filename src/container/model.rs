@@ -21,6 +21,8 @@ pub enum EngineKind {
     Runc,
     /// crun.
     Crun,
+    /// Podman, over one of the others.
+    Podman,
 }
 
 impl fmt::Display for EngineKind {
@@ -28,6 +30,7 @@ impl fmt::Display for EngineKind {
         f.write_str(match self {
             Self::Runc => "runc",
             Self::Crun => "crun",
+            Self::Podman => "podman",
         })
     }
 }

@@ -128,6 +128,14 @@ impl DumpOptions {
         self
     }
 
+    pub(crate) fn chosen_network_lock(&self) -> Option<NetworkLock> {
+        self.network_lock
+    }
+
+    pub(crate) fn keeps_connections(&self) -> bool {
+        self.tree.tcp_established == Some(true)
+    }
+
     /// Whether and how pages are compressed. Long option `--compress` and those that begin with `--compress-`. Since CRIU 4.3.
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = Some(compression);

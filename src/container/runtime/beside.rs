@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::engine::Habits;
-use super::{Container, Engine};
+use super::{Container, Engine, Owner};
 use crate::ImagesDir;
 use crate::container::crun::CrunEngine;
 use crate::container::error::ErrorKind;
@@ -54,11 +54,12 @@ pub(super) fn files<E: Engine>(
     container: &Container<E>,
     directory: &Path,
     plan: &DumpPlan,
+    owner: Owner<'_>,
 ) -> Result<Vec<SideFile>> {
     let asked = Asked {
         version: 1,
-        engine: E::KIND,
-        id: &container.model.id,
+        engine: owner.engine,
+        id: owner.id,
         plan,
         mount_names: plan.mount_names(),
     };

@@ -12,9 +12,9 @@ use tracing::Instrument;
 use super::beside::{self, SideFile};
 use super::engine::Record;
 use super::options::CheckpointOptions;
-use super::{Container, Engine, Runtime};
+use super::{Container, Engine, Owner, Runtime, sharing};
 use crate::container::error::{Error, ErrorKind, Result};
-use crate::container::model::{Model, ProcessId, Status};
+use crate::container::model::{EngineKind, Model, ProcessId, Status};
 use crate::container::oci_hooks;
 use crate::container::plan::{Consumer, DumpPlan};
 use crate::container::{adopt, cgroup};
@@ -78,10 +78,26 @@ impl<E: Engine> Runtime<E> {
         hooks: impl Hooks,
         options: CheckpointOptions,
     ) -> Result<CheckpointReport> {
-        self.checkpointed(criu, id, images, hooks, options)
+        self.checkpointed(criu, id, images, hooks, options, None)
             .instrument(E::KIND.span(id))
             .await
             .map_err(|kind| Error::new(E::KIND, id, kind))
+    }
+
+    /// Checkpoints a container that an engine above the runtime cleans up after: once its processes have been ended by CRIU,
+    /// everything else of it is as it was.
+    #[allow(dead_code, reason = "the engines follow")]
+    pub(crate) async fn checkpoint_for(
+        &self,
+        owner: Owner<'_>,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        hooks: impl Hooks,
+        options: CheckpointOptions,
+    ) -> std::result::Result<CheckpointReport, ErrorKind> {
+        self.checkpointed(criu, id, images, hooks, options, Some(owner))
+            .await
     }
 
     async fn checkpointed(
@@ -91,14 +107,19 @@ impl<E: Engine> Runtime<E> {
         images: &ImagesDir,
         hooks: impl Hooks,
         options: CheckpointOptions,
+        owner: Option<Owner<'_>>,
     ) -> std::result::Result<CheckpointReport, ErrorKind> {
         let directory = self.directory(id)?;
         let container = self.find(id)?;
         let plan = container.plan(options.consumer)?;
-        check_processes(&container).await?;
-        let leave_running = options.leave_running;
-        let prepared = prepare(criu, images, &plan, options).await?;
-        let files = beside::files(&container, &directory, &plan)?;
+        let named = owner.unwrap_or(Owner {
+            engine: E::KIND,
+            id,
+        });
+        check_processes(&container, named.engine).await?;
+        let is_ours_to_remove = !options.leave_running && owner.is_none();
+        let prepared = prepare(criu, images, &plan, &container, options).await?;
+        let files = beside::files(&container, &directory, &plan, named)?;
 
         let pid = plan.pid;
         let init = container.record.init();
@@ -106,7 +127,7 @@ impl<E: Engine> Runtime<E> {
             inner: hooks,
             images,
             files,
-            marker: (!leave_running).then(|| directory.join(CHECKPOINTED)),
+            marker: is_ours_to_remove.then(|| directory.join(CHECKPOINTED)),
             status: prepared.status,
         };
         let dump = match criu.dump(pid, images, hooks, prepared.options).await {
@@ -119,9 +140,9 @@ impl<E: Engine> Runtime<E> {
                 return Err(error.into());
             }
         };
-        let left_behind = match leave_running {
-            true => Vec::new(),
-            false => {
+        let left_behind = match is_ours_to_remove {
+            false => Vec::new(),
+            true => {
                 let (model, tasks) = (container.model, dump.tasks);
                 // A task of its own: the container is gone, so nobody may interrupt what follows.
                 tokio::spawn(async move { finish(&model, &directory, init, tasks).await })
@@ -202,10 +223,11 @@ struct Prepared {
     status: Option<OwnedFd>,
 }
 
-async fn prepare(
+async fn prepare<E: Engine>(
     criu: &Criu,
     images: &ImagesDir,
     plan: &DumpPlan,
+    container: &Container<E>,
     options: CheckpointOptions,
 ) -> std::result::Result<Prepared, ErrorKind> {
     let CheckpointOptions {
@@ -288,6 +310,13 @@ async fn prepare(
         }
     }
     dump = dump.manage_cgroups(manage_cgroups_mode.unwrap_or(CgroupMode::Soft));
+    let members = cgroup::processes(container.record.cgroups())
+        .map_err(ErrorKind::system("looking into control groups"))?;
+    if let Some(sharer) = (container.live.as_ref()).and_then(|live| sharing::sharer(live, &members))
+    {
+        let tcp_established = dump.keeps_connections();
+        dump = sharing::spare(sharer, dump, leave_running, tcp_established)?;
+    }
     Ok(Prepared {
         options: plan.fill(dump),
         status: status_fd,
@@ -307,6 +336,7 @@ pub(super) fn work_directory(path: &Path) -> std::result::Result<OwnedFd, ErrorK
 /// Refuses a container with processes that CRIU would not find: it takes the tree below the first one.
 async fn check_processes<E: Engine>(
     container: &Container<E>,
+    engine: EngineKind,
 ) -> std::result::Result<(), ErrorKind> {
     let init = container.record.init().pid;
     let doing = || ErrorKind::system("looking into control groups");
@@ -327,10 +357,9 @@ async fn check_processes<E: Engine>(
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Err(ErrorKind::Unsupported(format!(
         "process {pid} ({}) is in its control group {}, but not in the tree below its first process {init}, and would \
-         not be in the images (one of `{} exec`, or a daemon without a pid namespace): end it first, with `kill {pid}`",
+         not be in the images (one of `{engine} exec`, or a daemon without a pid namespace): end it first, with `kill {pid}`",
         name.trim(),
         group.display(),
-        E::KIND
     )))
 }
 

@@ -15,6 +15,7 @@ pub(super) mod engine;
 mod options;
 mod prepare;
 mod restore;
+mod sharing;
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ pub use restore::Restored;
 use super::adopt::Undoing;
 use super::cgroup;
 use super::error::{Error, ErrorKind, Result};
-use super::model::{Live, Model, Status, is_valid_id};
+use super::model::{EngineKind, Live, Model, Status, is_valid_id};
 use super::plan::{Consumer, DumpPlan};
 use engine::Record;
 
@@ -38,6 +39,14 @@ pub struct Runtime<E> {
     root: PathBuf,
     undoing: Undoing,
     engine: PhantomData<E>,
+}
+
+/// An engine above the runtime, whose container it is as well: that one removes what remains of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner<'a> {
+    pub(crate) engine: EngineKind,
+    /// The container's full id.
+    pub(crate) id: &'a str,
 }
 
 /// A container as it was found.
@@ -95,7 +104,7 @@ impl<E: Engine> Runtime<E> {
         self.find(id).map_err(|kind| Error::new(E::KIND, id, kind))
     }
 
-    fn find(&self, id: &str) -> std::result::Result<Container<E>, ErrorKind> {
+    pub(crate) fn find(&self, id: &str) -> std::result::Result<Container<E>, ErrorKind> {
         let directory = self.directory(id)?;
         let Some(record) = E::Record::read(&directory)? else {
             let root = self.root.clone();
@@ -144,7 +153,7 @@ impl<E: Engine> Container<E> {
             .map_err(|kind| Error::new(E::KIND, &self.model.id, kind))
     }
 
-    fn plan(&self, consumer: Consumer) -> std::result::Result<DumpPlan, ErrorKind> {
+    pub(crate) fn plan(&self, consumer: Consumer) -> std::result::Result<DumpPlan, ErrorKind> {
         let status = self.status;
         let live = match (&self.live, status) {
             (Some(live), Status::Running | Status::Paused) => live,

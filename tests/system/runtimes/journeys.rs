@@ -507,7 +507,20 @@ fn with_joined_network<E: Program>(path: &str) -> Outcome {
     box_.start()?;
     let wanted = fs::read_link(path).map_err(text)?;
     let images = box_.images("images");
+    within(path, &["/bin/busybox", "ifconfig", "lo", "up"])?;
+    let established = CheckpointOptions::new().tcp_established(true);
+    let refused = block_on(
+        box_.ours()
+            .checkpoint(&criu(), &box_.id, &images, (), established),
+    );
+    let refused = refused.err().ok_or("the keeper was to be locked in")?;
+    ensure!(
+        refused.to_string().contains("network-lock: process "),
+        "{refused}"
+    );
     box_.checkpoint(&images)?;
+    // The keeper is not locked in.
+    within(path, &["/bin/busybox", "ping", "-c1", "-W2", "127.0.0.1"])?;
     box_.restore(&images)?;
     let is = fs::read_link(format!("/proc/{}/ns/net", box_.pid()?)).map_err(text)?;
     ensure!(
@@ -517,6 +530,17 @@ fn with_joined_network<E: Program>(path: &str) -> Outcome {
         wanted.display()
     );
     box_.delete()
+}
+
+/// Runs a program in another network namespace.
+fn within(namespace: &str, command: &[&str]) -> Outcome {
+    let output = Command::new("/usr/bin/nsenter")
+        .arg(format!("--net={namespace}"))
+        .args(command)
+        .output()
+        .map_err(text)?;
+    ensure!(output.status.success(), "{command:?}: {output:?}");
+    Ok(())
 }
 
 pub(super) fn foreground<E: Program>() -> Outcome {
