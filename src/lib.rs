@@ -29,6 +29,7 @@
 //! - [`Error`]: who failed, in which state the tasks are, the log line that names the cause, and for known causes
 //!   (the [`diagnosis`] catalogue) a sentence and a remedy.
 //! - [`container`]: containers of an engine instead of processes.
+//! - [`dry_run`]: what an operation would do, as a value.
 //! - [`image`]: the few image files that a client reads.
 //!
 //! **The workload comes first.** A failed, cancelled or dropped operation leaves the tasks of a dump running and those of
@@ -42,6 +43,7 @@
 pub mod container;
 mod criu;
 pub mod diagnosis;
+pub mod dry_run;
 mod error;
 pub mod image;
 pub mod interpose;

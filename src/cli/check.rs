@@ -40,7 +40,7 @@ struct Checked {
 pub(super) async fn run(context: &Context, check: &Check) -> Result<ExitCode, Failure> {
     let criu = context.criu(check.criu.program_arguments())?;
     let mut options = CheckOptions::new();
-    apply_common!(options, check.criu, None);
+    apply_common!(options, check.criu, None::<&std::path::Path>);
     flags!(options, check.security, unprivileged => unprivileged);
     let checked = Interrupts::new()?
         .guard(

@@ -1,7 +1,7 @@
 //! `checkpoint`
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use criu_client::{DumpReport, ImagesDir, OperationKind, PreDumpReport};
 
 use super::Context;
 use super::checkpoint_args::Checkpoint;
+use super::dry_run::{images_to_plan, tell_checkpoint};
 use super::failure::Failure;
 use super::hooks::CliHooks;
 use super::output::{Output, pages, time};
@@ -76,6 +77,12 @@ async fn dump(context: &Context, checkpoint: &Checkpoint, pid: i32) -> Result<()
     let criu = context.criu(checkpoint.program_arguments())?;
     there_is(pid)?;
     let options = checkpoint.dump_options()?;
+    if checkpoint.dry_run.dry_run {
+        let plan = criu
+            .plan_dump(pid, images_to_plan(checkpoint)?, options)
+            .await?;
+        return tell_checkpoint(context, checkpoint, checkpoint.target.to_string(), plan);
+    }
     let images = images_to_write(checkpoint)?;
     let report = Interrupts::new()?
         .guard(
@@ -104,6 +111,12 @@ async fn pre_dump(context: &Context, checkpoint: &Checkpoint, pid: i32) -> Resul
     let criu = context.criu(checkpoint.program_arguments())?;
     there_is(pid)?;
     let options = checkpoint.pre_dump_options()?;
+    if checkpoint.dry_run.dry_run {
+        let plan = criu
+            .plan_pre_dump(pid, images_to_plan(checkpoint)?, options)
+            .await?;
+        return tell_checkpoint(context, checkpoint, checkpoint.target.to_string(), plan);
+    }
     let images = images_to_write(checkpoint)?;
     let report = Interrupts::new()?
         .guard(
@@ -156,7 +169,9 @@ pub(super) fn has_parent(images: &Path, parent: &Path) -> Result<(), Failure> {
                 .hint(relative),
         );
     }
-    let found: PathBuf = images.join(parent);
+    let found = ImagesDir::beside(images, parent).map_err(|error| {
+        Failure::input(format!("{} cannot be looked at", images.display())).caused_by(error)
+    })?;
     match found.join(criu_client::image::INVENTORY).exists() {
         true => Ok(()),
         false => Err(Failure::input(format!(

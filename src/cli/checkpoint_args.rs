@@ -12,10 +12,11 @@ use criu_client::options::{
 
 use super::container_args::{CheckpointContainers, Containers};
 use super::descriptors::inherited;
+use super::dry_run::DryRun;
 use super::failure::Failure;
 use super::options::{
     Cgroups, CriuArgs, CriuMore, Files, Images, LogArgs, Mounts, Namespaces, Network, Security,
-    Tasks, TlsArgs, apply_common, apply_modern, apply_tree, flags, given, work_dir,
+    Tasks, TlsArgs, apply_common, apply_modern, apply_tree, flags, given, work_path,
 };
 use super::target::Target;
 use super::values::{self, Compress, HostPort, compression};
@@ -31,6 +32,7 @@ Examples:
   criuctl checkpoint pid:4711 -D /var/tmp/images --leave-running --hook post-dump=/usr/local/bin/snapshot
   criuctl checkpoint pid:4711 -D /var/tmp/1 --pre-dump
   criuctl checkpoint pid:4711 -D /var/tmp/2 --parent-path ../1 --track-mem
+  criuctl checkpoint runc:web --image-path /var/tmp/web --dry-run
   criuctl checkpoint runc:web --image-path /var/tmp/web
   criuctl checkpoint crun:web --image-path /var/tmp/web")]
 pub(super) struct Checkpoint {
@@ -38,6 +40,8 @@ pub(super) struct Checkpoint {
     #[arg(value_name = "TARGET")]
     pub(super) target: Target,
 
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
     #[command(flatten)]
     pub(super) containers: Containers,
     #[command(flatten)]
@@ -290,7 +294,7 @@ impl Checkpoint {
         apply_common!(
             options,
             self.criu,
-            work_dir(self.images.work_path.as_deref())?
+            work_path(self.images.work_path.as_deref())?
         );
         apply_modern!(options, self.images, self.criu_more);
         apply_tree!(options, self);
@@ -336,7 +340,7 @@ impl Checkpoint {
         apply_common!(
             options,
             self.criu,
-            work_dir(self.images.work_path.as_deref())?
+            work_path(self.images.work_path.as_deref())?
         );
         apply_modern!(options, self.images, self.criu_more);
         flags!(options, self.security, unprivileged => unprivileged);

@@ -21,6 +21,7 @@ use super::checkpoint::{self, images_to_write};
 use super::checkpoint_args::Checkpoint;
 use super::container_args::{Containers, For};
 use super::descriptors::inherited;
+use super::dry_run::{images_to_plan, tell_checkpoint, tell_restore};
 use super::failure::Failure;
 use super::hooks::CliHooks;
 use super::restore::{self, PidFile, images_to_read, lazy_pages_are_served};
@@ -168,7 +169,8 @@ pub(super) async fn checkpoint<E: Engine>(
     let criu = context.criu(args.program_arguments())?;
     // Found before a directory is made for it.
     let plan = runtime.load(id)?.dump_plan(args.consumer())?;
-    for note in &plan.notes {
+    // A dry run has them among all else.
+    for note in plan.notes.iter().filter(|_| !args.dry_run.dry_run) {
         context.output.note(note);
     }
     match args.dump_memory.pre_dump {
@@ -188,6 +190,11 @@ async fn dump<E: Engine>(
     let output = &context.output;
     let hooks = CliHooks::new(&args.criu_more.hooks, operation)?;
     let options = checkpoint_options(args)?;
+    if args.dry_run.dry_run {
+        let images = images_to_plan(args)?;
+        let plan = runtime.plan_checkpoint(criu, id, images, options).await?;
+        return tell_checkpoint(context, args, target::<E>(id), plan);
+    }
     let images = images_to_write(args)?;
     let dumped = runtime.checkpoint(criu, id, &images, hooks, options);
     let report = Interrupts::new()?
@@ -219,6 +226,11 @@ async fn pre_dump<E: Engine>(
 ) -> Result<(), Failure> {
     let output = &context.output;
     let options = args.pre_dump_options()?;
+    if args.dry_run.dry_run {
+        let images = images_to_plan(args)?;
+        let plan = runtime.plan_pre_dump(criu, id, images, options).await?;
+        return tell_checkpoint(context, args, target::<E>(id), plan);
+    }
     let images = images_to_write(args)?;
     let dumped = runtime.pre_dump(criu, id, &images, options);
     let report = Interrupts::new()?
@@ -287,18 +299,21 @@ pub(super) async fn restore<E: Engine>(
     let images = images_to_read(args, None)?;
     lazy_pages_are_served(args)?;
     let options = restore_options(args)?;
-    let pid_file = args
-        .restore_tasks
-        .pid_file
-        .as_deref()
-        .map(PidFile::new)
-        .transpose()?;
     let bundle = match &args.restore_containers.bundle {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().map_err(|error| {
             Failure::input("the current directory cannot be the bundle").caused_by(error)
         })?,
     };
+    if args.dry_run.dry_run {
+        PidFile::check(args)?;
+        let plan = runtime
+            .plan_restore(&criu, id, &images, &bundle, options)
+            .await?;
+        tell_restore(context, args, target::<E>(id), plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let pid_file = PidFile::of(args)?;
     let mut interrupts = Interrupts::new()?;
     let attendant = Attendant::new()?;
     let settled = async {

@@ -9,6 +9,7 @@ mod completions;
 mod container;
 mod container_args;
 mod descriptors;
+mod dry_run;
 mod explain;
 mod failure;
 mod features;

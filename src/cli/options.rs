@@ -4,13 +4,12 @@
 //! each, so what applies them is a macro per group.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use criu_client::ImagesDir;
 use criu_client::options::{CgroupMode, CpuCapabilities, ImageIoMode, LogLevel, Tls};
 
 use super::failure::Failure;
@@ -322,7 +321,7 @@ macro_rules! apply_common {
         $crate::cli::options::flags!($options, $criu, log_to_stderr => log_to_stderr);
         $crate::cli::options::given!($options, $criu, config => config_file, log_level => log_level);
         if let Some(directory) = $work {
-            $options = $options.work_dir(directory);
+            $options = $options.work_path(directory);
         }
     };
 }
@@ -383,18 +382,15 @@ macro_rules! apply_tree {
 
 pub(super) use {apply_common, apply_modern, apply_tree, flags, given};
 
-/// The work directory, made if it is missing: it gets logs only.
-pub(super) fn work_dir(path: Option<&Path>) -> Result<Option<OwnedFd>, Failure> {
-    let Some(path) = path else {
-        return Ok(None);
-    };
-    let cannot = |error| {
-        Failure::input(format!("{} cannot be the work directory", path.display())).caused_by(error)
-    };
-    std::fs::create_dir_all(path).map_err(cannot)?;
-    File::open(path)
-        .map(|directory| Some(directory.into()))
-        .map_err(cannot)
+/// The work directory, which the operation makes if it is missing: it gets logs only.
+pub(super) fn work_path(path: Option<&Path>) -> Result<Option<&Path>, Failure> {
+    if let Some(path) = path {
+        ImagesDir::missing(path).map_err(|error| {
+            Failure::input(format!("{} cannot be the work directory", path.display()))
+                .caused_by(error)
+        })?;
+    }
+    Ok(path)
 }
 
 /// An address to listen on, which nobody but the user may choose.

@@ -14,7 +14,7 @@ use super::Context;
 use super::checkpoint::has_parent;
 use super::descriptors::inherited;
 use super::failure::Failure;
-use super::options::{self, CriuArgs, LogArgs, Security, TlsArgs, apply_common, flags, work_dir};
+use super::options::{self, CriuArgs, LogArgs, Security, TlsArgs, apply_common, flags, work_path};
 use super::signals::Interrupts;
 use super::values;
 
@@ -165,7 +165,7 @@ async fn attended(
 impl PageServerArgs {
     fn options(&self) -> Result<PageServerOptions, Failure> {
         let mut options = PageServerOptions::new();
-        apply_common!(options, self.criu, work_dir(self.work_path.as_deref())?);
+        apply_common!(options, self.criu, work_path(self.work_path.as_deref())?);
         flags!(options, self.security, unprivileged => unprivileged);
         options::given!(options, self.log, log_file => log_file);
         flags!(options, self, auto_dedup => auto_dedup);

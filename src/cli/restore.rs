@@ -11,10 +11,13 @@ use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use criu_client::container::EngineKind;
+use criu_client::dry_run::{Action, Step};
 use criu_client::image::{INVENTORY, ImageError, Inventory, PSTREE, ProcessTree};
+use criu_client::notify::Script;
 use criu_client::{Exit, ImagesDir, OperationKind, RestoreReport, TaskState};
 
 use super::Context;
+use super::dry_run::tell_restore;
 use super::failure::Failure;
 use super::hooks::CliHooks;
 use super::output::{Output, pages, time};
@@ -69,23 +72,32 @@ async fn tree(
         return Err(container::not_for_processes("--bundle"));
     }
     container::refuse_roots(&restore.containers)?;
-    let hooks = CliHooks::new(&restore.criu_more.hooks, operation)?
-        .with_console(restore.restore_tasks.console_socket.as_deref())?;
+    let mut hooks = CliHooks::new(&restore.criu_more.hooks, operation)?;
+    let console = restore.restore_tasks.console_socket.as_deref();
+    if !restore.dry_run.dry_run {
+        hooks = hooks.with_console(console)?;
+    }
     let criu = context.criu(restore.program_arguments())?;
     let images = images_to_read(restore, wanted)?;
     lazy_pages_are_served(restore)?;
     let options = restore.options()?;
-    let pid_file = restore
-        .restore_tasks
-        .pid_file
-        .as_deref()
-        .map(PidFile::new)
-        .transpose()?;
+    let foreground = !restore.restore_tasks.detach && !restore.restore_tasks.exec_cmd;
+    if restore.dry_run.dry_run {
+        PidFile::check(restore)?;
+        let mut plan = criu.plan_restore(&images, foreground, options).await?;
+        if let Some(socket) = console {
+            let socket = super::dry_run::socket(socket)?;
+            let action = Action::SendTerminal { socket };
+            plan.push(Step::at(Script::OrphanPtsMaster, action));
+        }
+        tell_restore(context, restore, target_of(restore, &images), plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let pid_file = PidFile::of(restore)?;
     let root = expected_root(&images);
     let state = move || root.map_or(TaskState::Unknown, state_of);
     let mut interrupts = Interrupts::new()?;
 
-    let foreground = !restore.restore_tasks.detach && !restore.restore_tasks.exec_cmd;
     if !foreground {
         let restored = criu.restore(&images, hooks, options);
         let report = interrupts
@@ -175,6 +187,18 @@ fn expected_root(images: &ImagesDir) -> Option<i32> {
     i32::try_from(tree.root().pid).ok().filter(|pid| *pid != 1)
 }
 
+/// What would be restored, in the words of the command line.
+fn target_of(restore: &Restore, images: &ImagesDir) -> String {
+    let tree = || ProcessTree::read(images.as_fd(), PSTREE).ok();
+    match &restore.target {
+        Some(target) => target.to_string(),
+        None => tree().map_or_else(
+            || "the process tree".to_owned(),
+            |tree| format!("pid:{}", tree.root().pid),
+        ),
+    }
+}
+
 /// Without the daemon CRIU would make all tasks before it fails to connect.
 pub(super) fn lazy_pages_are_served(restore: &Restore) -> Result<(), Failure> {
     if !restore.restore_memory.lazy_pages {
@@ -257,6 +281,29 @@ pub(super) struct PidFile {
 }
 
 impl PidFile {
+    /// The one that is wanted, if any.
+    pub(super) fn of(restore: &Restore) -> Result<Option<Self>, Failure> {
+        let path = restore.restore_tasks.pid_file.as_deref();
+        path.map(Self::new).transpose()
+    }
+
+    /// What can be told of it without making a file.
+    pub(super) fn check(restore: &Restore) -> Result<(), Failure> {
+        let Some(path) = &restore.restore_tasks.pid_file else {
+            return Ok(());
+        };
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let checked = match path.is_dir() {
+            true => Err(std::io::ErrorKind::IsADirectory.into()),
+            false => std::fs::read_dir(directory)
+                .and_then(|_| Ok(rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)?)),
+        };
+        checked.map_err(|error| {
+            Failure::input(format!("--pid-file: {} cannot be written", path.display()))
+                .caused_by(error)
+        })
+    }
+
     /// Makes sure that the file can be written, before there is a pid to write.
     pub(super) fn new(path: &Path) -> Result<Self, Failure> {
         let cannot = |error| {

@@ -9,10 +9,11 @@ use criu_client::options::{ExternalOnRestore, JoinNamespace, LsmProfile, Restore
 
 use super::container_args::{Containers, RestoreContainers};
 use super::descriptors::inherited;
+use super::dry_run::DryRun;
 use super::failure::Failure;
 use super::options::{
     Cgroups, CriuArgs, CriuMore, Files, Images, LogArgs, Mounts, Namespaces, Network, Security,
-    Tasks, apply_common, apply_modern, apply_tree, flags, given, work_dir,
+    Tasks, apply_common, apply_modern, apply_tree, flags, given, work_path,
 };
 use super::target::Target;
 use super::values::{self, Inherit, VethPair};
@@ -27,6 +28,7 @@ Examples:
   criuctl restore --image-path /var/tmp/images
   criuctl restore pid:4711 --image-path /var/tmp/images --detach --pid-file /run/job.pid
   criuctl restore -D /var/tmp/images --exec-cmd -- /usr/local/bin/supervisor --adopt
+  criuctl restore runc:web --image-path /var/tmp/web --bundle /srv/web --dry-run
   criuctl restore runc:web --image-path /var/tmp/web --bundle /srv/web --detach
   criuctl restore crun:web --image-path /var/tmp/web --bundle /srv/web --detach")]
 pub(super) struct Restore {
@@ -35,6 +37,8 @@ pub(super) struct Restore {
     #[arg(value_name = "TARGET")]
     pub(super) target: Option<Target>,
 
+    #[command(flatten)]
+    pub(super) dry_run: DryRun,
     #[command(flatten)]
     pub(super) restore_containers: RestoreContainers,
     #[command(flatten)]
@@ -221,7 +225,7 @@ impl Restore {
         apply_common!(
             options,
             self.criu,
-            work_dir(self.images.work_path.as_deref())?
+            work_path(self.images.work_path.as_deref())?
         );
         apply_modern!(options, self.images, self.criu_more);
         apply_tree!(options, self);

@@ -28,7 +28,7 @@ use super::mounts;
 use crate::Criu;
 
 /// Where the journals are.
-const JOURNALS: &str = "/run/criu-client";
+pub(crate) const JOURNALS: &str = "/run/criu-client";
 /// What marks a container's directory as made here.
 const MARKER: &str = "criuctl-restore";
 /// How long groups may take to become empty.
@@ -316,6 +316,29 @@ pub(crate) fn sweep() -> io::Result<()> {
     sweep_in(Path::new(JOURNALS))
 }
 
+/// The engines' directories of the containers that [`sweep`] would see to.
+pub(crate) fn dead() -> io::Result<Vec<PathBuf>> {
+    let journals = match fs::read_dir(JOURNALS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        journals => journals?,
+    };
+    let mut containers = Vec::new();
+    for journal in journals {
+        let dead = entry_of(&journal?.path()).filter(|entry| !entry.owner.is_alive());
+        containers.extend(dead.map(|entry| entry.container));
+    }
+    Ok(containers)
+}
+
+/// What a journal says. One that is not whole yet was just begun, and nothing made for it.
+fn entry_of(path: &Path) -> Option<Entry> {
+    let journal = path
+        .extension()
+        .is_some_and(|extension| extension == "json");
+    let bytes = fs::read(path).ok().filter(|_| journal)?;
+    serde_json::from_slice(&bytes).ok()
+}
+
 fn sweep_in(journals: &Path) -> io::Result<()> {
     let directory = match File::open(journals) {
         Ok(directory) => directory,
@@ -325,14 +348,7 @@ fn sweep_in(journals: &Path) -> io::Result<()> {
     flock(&directory, FlockOperation::LockExclusive)?;
     for entry in fs::read_dir(journals)? {
         let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "json") {
-            continue;
-        }
-        // One that is not whole yet was just begun, and nothing made for it.
-        let journal = fs::read(&path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Entry>(&bytes).ok());
-        if let Some(entry) = journal.filter(|entry| !entry.owner.is_alive()) {
+        if let Some(entry) = entry_of(&path).filter(|entry| !entry.owner.is_alive()) {
             tracing::info!(container = %entry.container.display(), "undoing a restore whose process is gone");
             let left = Journal { path, entry }.undo();
             if !left.is_empty() {

@@ -65,6 +65,12 @@ impl Criu {
         images: &ImagesDir,
         options: DumpOptions,
     ) -> Result<Operation<DumpReport>> {
+        let mut plan = self.dump_plan(pid, options)?;
+        plan.images = Some(images.clone());
+        self.begin(plan).await.map(Operation::from_held)
+    }
+
+    pub(super) fn dump_plan(&self, pid: i32, options: DumpOptions) -> Result<Plan> {
         exists(OperationKind::Dump, pid)?;
         let prepared = options
             .prepare(FIRST_REQUEST_FD)
@@ -77,7 +83,6 @@ impl Criu {
             _ => TaskState::Absent,
         };
         let mut plan = Plan::new(OperationKind::Dump, |_| CriuReqType::Dump, prepared);
-        plan.images = Some(images.clone());
         plan.log = Some("dump");
         plan.pid = Some(pid);
         // Always: without callbacks CRIU would not notice our death, and would kill the tasks with nobody to tell.
@@ -85,7 +90,7 @@ impl Criu {
         plan.care = Box::new(move |ground| {
             Care::dump(pid, &ground, freezer.as_deref(), repairs_connections).leaving(leaves)
         });
-        self.begin(plan).await.map(Operation::from_held)
+        Ok(plan)
     }
 
     /// Dumps the calling process itself.
@@ -137,6 +142,13 @@ impl Criu {
         images: &ImagesDir,
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
+        let mut plan = self.pre_dump_plan(pid, options)?;
+        plan.images = Some(images.clone());
+        let held = self.begin(plan).await?;
+        PreDumpReport::from_ended(super::complete(held).await?)
+    }
+
+    pub(super) fn pre_dump_plan(&self, pid: i32, options: PreDumpOptions) -> Result<Plan> {
         exists(OperationKind::PreDump, pid)?;
         let prepared = options
             .prepare(FIRST_REQUEST_FD)
@@ -148,12 +160,10 @@ impl Criu {
             false => CriuReqType::PreDump,
         };
         let mut plan = Plan::new(OperationKind::PreDump, request, prepared);
-        plan.images = Some(images.clone());
         plan.log = Some("pre-dump");
         plan.pid = Some(pid);
         plan.care = Box::new(move |ground| Care::dump(pid, &ground, freezer.as_deref(), false));
-        let held = self.begin(plan).await?;
-        PreDumpReport::from_ended(super::complete(held).await?)
+        Ok(plan)
     }
 }
 

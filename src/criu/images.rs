@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::tasks::LogFile;
@@ -58,6 +58,55 @@ impl ImagesDir {
             .mode(0o700)
             .create(path)?;
         Self::open(path)
+    }
+
+    /// What [`ImagesDir::create`] would make, outermost first; nothing when the directory is there. Nothing is made.
+    ///
+    /// # Errors
+    /// What can be foreseen of those of `create`.
+    pub fn missing(path: impl AsRef<Path>) -> io::Result<Vec<PathBuf>> {
+        let path = std::path::absolute(path)?;
+        let mut missing = Vec::new();
+        for path in path.ancestors() {
+            match std::fs::metadata(path) {
+                Ok(found) if !found.is_dir() => return Err(io::ErrorKind::NotADirectory.into()),
+                Ok(_) => {
+                    if !missing.is_empty() {
+                        rustix::fs::access(path, Access::WRITE_OK)?;
+                    }
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    missing.push(path.to_owned());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        missing.reverse();
+        Ok(missing)
+    }
+
+    /// Where `relative` leads from a directory of images, which may have to be made first.
+    ///
+    /// # Errors
+    /// When the directory is there and cannot be looked at.
+    pub fn beside(images: impl AsRef<Path>, relative: impl AsRef<Path>) -> io::Result<PathBuf> {
+        let (images, relative) = (images.as_ref(), relative.as_ref());
+        match std::fs::canonicalize(images) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            images => return Ok(images?.join(relative)),
+        }
+        let mut path = std::path::absolute(images)?;
+        for part in relative.components() {
+            match part {
+                // What is not there is no link.
+                std::path::Component::ParentDir => {
+                    path.pop();
+                }
+                part => path.push(part),
+            }
+        }
+        Ok(path)
     }
 
     /// Takes over a descriptor of a directory.
@@ -135,11 +184,7 @@ impl Log {
     /// Reserves a name that nothing has yet: CRIU leaves an older log of the same name untouched when it fails early,
     /// and it would then be taken for the log of this request.
     pub(crate) fn reserve(directory: ImagesDir, stem: &str) -> io::Result<Self> {
-        for number in 1..LOGS_AT_MOST {
-            let name = match number {
-                1 => format!("{stem}.log"),
-                _ => format!("{stem}-{number}.log"),
-            };
+        for name in names(stem) {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
             match openat(&directory, name.as_str(), flags, Mode::RUSR | Mode::WUSR) {
                 Ok(_) => return Ok(Self { directory, name }),
@@ -148,6 +193,13 @@ impl Log {
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// The name that [`Log::reserve`] would find free in a directory, which need not be there.
+    pub(crate) fn free_name(directory: &Path, stem: &str) -> io::Result<String> {
+        names(stem)
+            .find(|name| std::fs::symlink_metadata(directory.join(name)).is_err())
+            .ok_or_else(|| io::ErrorKind::AlreadyExists.into())
     }
 
     /// Makes an empty log of this name, in place of an older one.
@@ -201,6 +253,14 @@ impl Log {
     }
 }
 
+/// The names of logs, in the order in which they are tried.
+fn names(stem: &str) -> impl Iterator<Item = String> {
+    (1..LOGS_AT_MOST).map(move |number| match number {
+        1 => format!("{stem}.log"),
+        _ => format!("{stem}-{number}.log"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +272,11 @@ mod tests {
         std::fs::write(directory.path().join("dump.log"), "old").unwrap();
         let log = Log::reserve(images.clone(), "dump").unwrap();
         assert_eq!(log.name(), "dump-2.log");
+        let free = |path: &str| Log::free_name(&directory.path().join(path), "dump").unwrap();
+        assert_eq!(
+            (free(""), free("missing")),
+            ("dump-3.log".into(), "dump.log".into())
+        );
         assert!(log.open().is_none());
         log.discard_if_empty();
         assert!(!images.contains("dump-2.log"));
@@ -224,7 +289,17 @@ mod tests {
         assert!(ImagesDir::open(file.path()).is_err());
         assert!(ImagesDir::from_fd(file.into_file().into()).is_err());
         let directory = tempfile::tempdir().unwrap();
-        let images = ImagesDir::create(directory.path().join("a/b")).unwrap();
+        let path = directory.path().join("a/b");
+        let missing = [directory.path().join("a"), path.clone()];
+        assert_eq!(ImagesDir::missing(&path).unwrap(), missing);
+        let images = ImagesDir::create(&path).unwrap();
+        assert!(ImagesDir::missing(&path).unwrap().is_empty());
+        std::fs::write(path.join("file"), "").unwrap();
+        assert!(ImagesDir::missing(path.join("file")).is_err());
+        let beside = |images: &str| ImagesDir::beside(path.join(images), "../1").unwrap();
+        assert_eq!(beside("missing"), path.join("1"));
+        assert!(beside("").ends_with("a/b/../1"));
+        assert!(ImagesDir::missing(path.join("file/below")).is_err());
         assert_eq!(images.path(), directory.path().join("a/b"));
     }
 }

@@ -182,6 +182,7 @@ pub(super) fn version_plan() -> Plan {
 fn nothing() -> Prepared {
     Prepared {
         opts: crate::rpc::wire::CriuOpts::default(),
+        work_path: None,
         inherited: Vec::new(),
         held: Vec::new(),
         unknown: Vec::new(),

@@ -15,6 +15,7 @@ mod lazy_pages;
 mod netlock;
 pub(crate) mod operation;
 mod page_server;
+mod planned;
 mod report;
 mod request;
 mod restore;

@@ -68,6 +68,25 @@ impl Plan {
             care: Box::new(|_| Care::Nothing),
         }
     }
+
+    /// Refuses what this version lacks, and puts into the options what does not depend on files.
+    pub(super) fn settle(&mut self, version: &Version) -> Result<CriuReqType> {
+        let opts = &mut self.prepared.opts;
+        if let Some(unsupported) = unsupported(&newer_than(opts, version), version) {
+            return Err(Error::before(self.kind, unsupported));
+        }
+        opts.pid = self.pid;
+        opts.notify_scripts = self.notify.then_some(true);
+        opts.rst_sibling = self.sibling.then_some(true);
+        Ok((self.request)(version))
+    }
+
+    /// The name of the log without its number, if CRIU is to write one.
+    pub(super) fn log_stem(&self) -> Option<&'static str> {
+        let opts = &self.prepared.opts;
+        let own = opts.log_to_stderr != Some(true) || opts.log_file.is_some();
+        self.log.filter(|_| own)
+    }
 }
 
 impl Criu {
@@ -179,7 +198,7 @@ impl Criu {
     }
 
     /// Refuses what only a worker of our own can do, before there is a connection.
-    fn allows(&self, plan: &Plan) -> Result<()> {
+    pub(super) fn allows(&self, plan: &Plan) -> Result<()> {
         let Endpoint::Service(_) = self.endpoint else {
             return Ok(());
         };
@@ -280,33 +299,38 @@ impl Criu {
 
 impl Running {
     /// Takes over what `plan` has for CRIU and makes the request of it. On an error nothing has come of it but that.
-    pub(super) fn prepare(&mut self, plan: Plan, mark: &str) -> Result<Vec<u8>> {
+    pub(super) fn prepare(&mut self, mut plan: Plan, mark: &str) -> Result<Vec<u8>> {
         let kind = plan.kind;
+        let request = plan.settle(&self.version)?;
+        let stem = plan.log_stem();
         let Prepared {
             mut opts,
+            work_path,
             held,
             unknown,
             inherited: _,
         } = plan.prepared;
-        let request = (plan.request)(&self.version);
-        let newer = newer_than(&opts, &self.version);
-        if let Some(unsupported) = unsupported(&newer, &self.version) {
-            return Err(Error::before(kind, unsupported));
-        }
         if let Some(images) = &plan.images {
             opts.images_dir_fd = images.as_fd().as_raw_fd();
         }
-        let work = match work_dir(&held, opts.work_dir_fd) {
-            Some(Ok(work)) => Some(work),
-            Some(Err(error)) => {
-                let what = "the work directory is no directory";
-                return Err(Error::precondition(kind, what, Some(error)));
+        let no_work_dir = |what: String, error| Error::precondition(kind, what, Some(error));
+        let work = match work_path {
+            Some(path) => {
+                let what = |error| {
+                    let what = format!("{} cannot be the work directory", path.display());
+                    no_work_dir(what, error)
+                };
+                let work = ImagesDir::create(&path).map_err(what)?;
+                opts.work_dir_fd = Some(work.as_fd().as_raw_fd());
+                Some(work)
             }
-            None => plan.images.clone(),
+            None => work_dir(&held, opts.work_dir_fd)
+                .transpose()
+                .map_err(|error| no_work_dir("the work directory is no directory".into(), error))?,
         };
-        let own_log = opts.log_to_stderr != Some(true) || opts.log_file.is_some();
+        let work = work.or_else(|| plan.images.clone());
         let mut own = None;
-        if let (Some(stem), Some(work), true) = (plan.log, &work, own_log) {
+        if let (Some(stem), Some(work)) = (stem, &work) {
             let log = match opts.log_file.take() {
                 Some(name) => Log::replace(work.clone(), name),
                 None => Log::reserve(work.clone(), stem),
@@ -318,9 +342,6 @@ impl Running {
             opts.log_file = Some(log.name().to_owned());
             own = Some(log);
         }
-        opts.pid = plan.pid;
-        opts.notify_scripts = plan.notify.then_some(true);
-        opts.rst_sibling = plan.sibling.then_some(true);
 
         self.kind = kind;
         self.images = plan.images;
@@ -424,7 +445,7 @@ async fn fail(mut running: Running, trouble: Trouble) -> Error {
 }
 
 /// Ends a connection on which nothing was asked but the version.
-async fn abandon(running: Running) {
+pub(super) async fn abandon(running: Running) {
     let _ = fail(running, Trouble::Cancelled).await;
 }
 

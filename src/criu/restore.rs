@@ -165,6 +165,18 @@ impl Criu {
         options: RestoreOptions,
         sibling: bool,
     ) -> Result<super::running::Held> {
+        let (plan, pids) = self.restore_plan(images, options, sibling)?;
+        self.wait_for_pids(&pids).await?;
+        self.begin(plan).await
+    }
+
+    /// The request, and the pids that must be free for it.
+    pub(super) fn restore_plan(
+        &self,
+        images: &ImagesDir,
+        options: RestoreOptions,
+        sibling: bool,
+    ) -> Result<(Plan, Vec<i32>)> {
         let kind = OperationKind::Restore;
         let prepared = options
             .prepare(FIRST_REQUEST_FD)
@@ -187,8 +199,8 @@ impl Criu {
             true => Vec::new(),
             false => own_pids(images)?,
         };
-        self.wait_for_pids(&pids).await?;
 
+        let needed = pids.clone();
         let mut plan = Plan::new(kind, |_| CriuReqType::Restore, prepared);
         plan.images = Some(images.clone());
         plan.log = Some("restore");
@@ -209,7 +221,15 @@ impl Criu {
                 released: false,
             })
         });
-        self.begin(plan).await
+        Ok((plan, needed))
+    }
+
+    /// Refuses pids that something has which lives.
+    pub(super) fn are_free(pids: &[i32]) -> Result<()> {
+        match tasks::taken(pids) {
+            Some(taken) if !taken.zombie => Err(taken_by(&taken)),
+            _ => Ok(()),
+        }
     }
 
     /// A pid that a zombie still has comes free when its parent reaps it; one that anything else has does not.
@@ -217,15 +237,17 @@ impl Criu {
         let deadline = Instant::now() + self.limits.settle;
         while let Some(taken) = tasks::taken(pids) {
             if !taken.zombie || Instant::now() >= deadline {
-                return Err(
-                    Error::precondition(OperationKind::Restore, in_use(&taken), None)
-                        .with_findings(pid_in_use(taken.pid)),
-                );
+                return Err(taken_by(&taken));
             }
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
     }
+}
+
+fn taken_by(taken: &Taken) -> Error {
+    Error::precondition(OperationKind::Restore, in_use(taken), None)
+        .with_findings(pid_in_use(taken.pid))
 }
 
 fn in_use(taken: &Taken) -> String {

@@ -169,9 +169,10 @@ impl Amendment {
 
     fn new(operation: OperationKind, prepared: Prepared) -> Result<Self, InvalidOption> {
         let Prepared {
-            opts,
+            mut opts,
+            work_path,
             inherited,
-            held,
+            mut held,
             unknown,
         } = prepared;
         if !inherited.is_empty() {
@@ -181,6 +182,16 @@ impl Amendment {
                 "cannot be brought into a CRIU that an engine has started",
                 "leave out --inherit-fd and connected page-server sockets",
             ));
+        }
+        if let Some(path) = work_path {
+            let opened = std::fs::create_dir_all(&path).and_then(|()| std::fs::File::open(&path));
+            let work = opened.map_err(|error| {
+                let path = path.display().to_string();
+                let remedy = format!("give a directory ({error})");
+                InvalidOption::new("work-dir", path, "cannot be made or opened", remedy)
+            })?;
+            opts.work_dir_fd = Some(work.as_raw_fd());
+            held.push(work.into());
         }
         Ok(Self {
             operation,

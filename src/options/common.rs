@@ -13,10 +13,18 @@ pub(super) struct Common {
     pub(super) log_level: Option<LogLevel>,
     pub(super) log_file: Option<String>,
     pub(super) log_to_stderr: Option<bool>,
-    pub(super) work_dir: Option<OwnedFd>,
+    pub(super) work_dir: Option<WorkDir>,
     pub(super) config_file: Option<PathBuf>,
     pub(super) unprivileged: Option<bool>,
     pub(super) extra: Vec<u8>,
+}
+
+/// The directory for log and statistics.
+#[derive(Debug)]
+pub(super) enum WorkDir {
+    Open(OwnedFd),
+    /// Made if it is missing.
+    At(PathBuf),
 }
 
 /// Dump and restore: how the tree and what it uses is treated.
@@ -130,7 +138,13 @@ macro_rules! common_setters {
             /// The descriptor is kept open until CRIU has answered. Without it these files go to the images directory. CRIU
             /// changes into this directory.
             pub fn work_dir(mut self, directory: std::os::fd::OwnedFd) -> Self {
-                self.common.work_dir = Some(directory);
+                self.common.work_dir = Some($crate::options::common::WorkDir::Open(directory));
+                self
+            }
+
+            /// The same by its path. It is opened when the operation starts, and made with mode 0700 if it is missing.
+            pub fn work_path(mut self, path: impl Into<std::path::PathBuf>) -> Self {
+                self.common.work_dir = Some($crate::options::common::WorkDir::At(path.into()));
                 self
             }
 

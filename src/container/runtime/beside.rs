@@ -99,21 +99,7 @@ pub(super) fn files<E: Engine>(
     Ok(files)
 }
 
-pub(super) fn save(images: &ImagesDir, files: &[SideFile]) -> Result<()> {
-    for (name, bytes) in files {
-        let written = match bytes {
-            Some(bytes) => write(images, name, bytes),
-            None => unlink(images, name),
-        };
-        written.map_err(ErrorKind::system(format!(
-            "writing {}",
-            images.path().join(name).display()
-        )))?;
-    }
-    Ok(())
-}
-
-fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
     // Anew, so that nothing is written through a link that stands there.
     unlink(images, name)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
@@ -121,7 +107,7 @@ fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
     fs::File::from(file).write_all(bytes)
 }
 
-pub(super) fn unlink(images: &ImagesDir, name: &str) -> io::Result<()> {
+pub(super) fn unlink(images: &ImagesDir, name: impl rustix::path::Arg) -> io::Result<()> {
     match unlinkat(images, name, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use tracing::Instrument;
 use super::beside::{self, SideFile};
 use super::engine::Record;
 use super::options::CheckpointOptions;
-use super::{Container, Engine, Owner, Runtime, sharing};
+use super::{Container, Engine, Owner, Runtime, sharing, steps};
 use crate::container::error::{Error, ErrorKind, Result};
 use crate::container::model::{EngineKind, Model, ProcessId, Status};
 use crate::container::oci_hooks;
 use crate::container::plan::{Consumer, DumpPlan};
 use crate::container::{adopt, cgroup};
-use crate::image::INVENTORY;
-use crate::notify::{HookError, Hooks, Notify, Reply, Script};
+use crate::dry_run::{self, Action, Step, When};
+use crate::notify::{HookError, Hooks, Notify, Reply};
 use crate::options::{CgroupMode, Leave, PreDumpOptions};
 use crate::{Criu, DumpReport, ImagesDir, PreDumpReport, TaskState};
 
@@ -109,25 +109,22 @@ impl<E: Engine> Runtime<E> {
         options: CheckpointOptions,
         owner: Option<Owner<'_>>,
     ) -> std::result::Result<CheckpointReport, ErrorKind> {
-        let directory = self.directory(id)?;
-        let container = self.find(id)?;
-        let plan = container.plan(options.consumer)?;
-        let named = owner.unwrap_or(Owner {
-            engine: E::KIND,
-            id,
-        });
-        check_processes(&container, named.engine).await?;
-        let is_ours_to_remove = !options.leave_running && owner.is_none();
-        let prepared = prepare(criu, images, &plan, &container, options).await?;
-        let files = beside::files(&container, &directory, &plan, named)?;
-
+        let Ready {
+            directory,
+            container,
+            plan,
+            files,
+            is_ours_to_remove,
+            steps,
+            prepared,
+        } = self.ready(criu, id, images.path(), options, owner).await?;
         let pid = plan.pid;
         let init = container.record.init();
         let hooks = CheckpointHooks {
             inner: hooks,
             images,
             files,
-            marker: is_ours_to_remove.then(|| directory.join(CHECKPOINTED)),
+            steps,
             status: prepared.status,
         };
         let dump = match criu.dump(pid, images, hooks, prepared.options).await {
@@ -158,6 +155,93 @@ impl<E: Engine> Runtime<E> {
         })
     }
 
+    /// What [`Runtime::checkpoint`] into the directory `images`, which need not be there, would ask and do. Nothing is done but
+    /// asking CRIU what it can.
+    ///
+    /// # Errors
+    /// Those of [`Runtime::checkpoint`] that come before the request.
+    pub async fn plan_checkpoint(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: impl AsRef<Path>,
+        options: CheckpointOptions,
+    ) -> Result<dry_run::Plan> {
+        self.planned_checkpoint(criu, id, images.as_ref(), options, None)
+            .await
+            .map_err(|kind| Error::new(E::KIND, id, kind))
+    }
+
+    /// The same of a container that an engine above the runtime cleans up after, as [`Runtime::checkpoint_for`].
+    #[allow(dead_code, reason = "the engines follow")]
+    pub(crate) async fn plan_checkpoint_for(
+        &self,
+        owner: Owner<'_>,
+        criu: &Criu,
+        id: &str,
+        images: &Path,
+        options: CheckpointOptions,
+    ) -> std::result::Result<dry_run::Plan, ErrorKind> {
+        self.planned_checkpoint(criu, id, images, options, Some(owner))
+            .await
+    }
+
+    async fn planned_checkpoint(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &Path,
+        options: CheckpointOptions,
+        owner: Option<Owner<'_>>,
+    ) -> std::result::Result<dry_run::Plan, ErrorKind> {
+        let images = std::path::absolute(images).map_err(ErrorKind::system(format!(
+            "looking at {}",
+            images.display()
+        )))?;
+        let ready = self.ready(criu, id, &images, options, owner).await?;
+        let pid = ready.plan.pid;
+        let dump = criu.plan_dump(pid, &images, ready.prepared.options).await?;
+        let mut steps = dump.steps;
+        steps.extend(ready.steps);
+        if ready.is_ours_to_remove {
+            steps.push(Step::after(Action::AwaitEnd { pid }));
+            steps.extend(steps::removal(&ready.container.model, &ready.directory));
+        }
+        Ok(dry_run::Plan::new(dump.request, steps, ready.plan.notes))
+    }
+
+    /// Everything that is known before CRIU is asked.
+    async fn ready(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &Path,
+        options: CheckpointOptions,
+        owner: Option<Owner<'_>>,
+    ) -> std::result::Result<Ready<E>, ErrorKind> {
+        let directory = self.directory(id)?;
+        let container = self.find(id)?;
+        let plan = container.plan(options.consumer)?;
+        let named = owner.unwrap_or(Owner {
+            engine: E::KIND,
+            id,
+        });
+        check_processes(&container, named.engine).await?;
+        let is_ours_to_remove = !options.leave_running && owner.is_none();
+        let prepared = prepare(criu, images, &plan, &container, options).await?;
+        let files = beside::files(&container, &directory, &plan, named)?;
+        let signals = prepared.status.is_some();
+        Ok(Ready {
+            steps: steps::at_dump(images, &files, &directory, is_ours_to_remove, signals),
+            directory,
+            container,
+            plan,
+            files,
+            is_ours_to_remove,
+            prepared,
+        })
+    }
+
     /// Writes a running container's memory into `images` while it runs on, as the runtime's `checkpoint --pre-dump`.
     ///
     /// # The container
@@ -177,26 +261,54 @@ impl<E: Engine> Runtime<E> {
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
         let pre_dumped = async {
-            let plan = self.find(id)?.plan(Consumer::Any)?;
-            if criu.features().await?.mem_track != Some(true) {
-                return Err(ErrorKind::Unsupported(
-                    "a pre-dump needs a kernel that tracks memory changes (CONFIG_MEM_SOFT_DIRTY), and this one does not: \
-                     checkpoint without it"
-                        .into(),
-                ));
-            }
-            let mut options = options.track_mem(true);
-            if let Some(group) = &plan.freeze_cgroup {
-                options = options.freeze_cgroup(group);
-            }
-            if let Some(file) = &plan.config_file {
-                options = options.config_file(file);
-            }
-            Ok(criu.pre_dump(plan.pid, images, options).await?)
+            let (pid, options) = self.ready_to_pre_dump(criu, id, options).await?;
+            Ok(criu.pre_dump(pid, images, options).await?)
         };
         pre_dumped
             .await
             .map_err(|kind| Error::new(E::KIND, id, kind))
+    }
+
+    /// What [`Runtime::pre_dump`] would ask and do, as [`Runtime::plan_checkpoint`].
+    ///
+    /// # Errors
+    /// Those of [`Runtime::pre_dump`] that come before the request.
+    pub async fn plan_pre_dump(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: impl AsRef<Path>,
+        options: PreDumpOptions,
+    ) -> Result<dry_run::Plan> {
+        let planned = async {
+            let (pid, options) = self.ready_to_pre_dump(criu, id, options).await?;
+            Ok(criu.plan_pre_dump(pid, images, options).await?)
+        };
+        planned.await.map_err(|kind| Error::new(E::KIND, id, kind))
+    }
+
+    async fn ready_to_pre_dump(
+        &self,
+        criu: &Criu,
+        id: &str,
+        options: PreDumpOptions,
+    ) -> std::result::Result<(i32, PreDumpOptions), ErrorKind> {
+        let plan = self.find(id)?.plan(Consumer::Any)?;
+        if criu.features().await?.mem_track != Some(true) {
+            return Err(ErrorKind::Unsupported(
+                "a pre-dump needs a kernel that tracks memory changes (CONFIG_MEM_SOFT_DIRTY), and this one does not: \
+                 checkpoint without it"
+                    .into(),
+            ));
+        }
+        let mut options = options.track_mem(true);
+        if let Some(group) = &plan.freeze_cgroup {
+            options = options.freeze_cgroup(group);
+        }
+        if let Some(file) = &plan.config_file {
+            options = options.config_file(file);
+        }
+        Ok((plan.pid, options))
     }
 
     /// Removes what remains of a container that has ended, as the runtime's `delete` does: its control groups and its record.
@@ -217,6 +329,19 @@ impl<E: Engine> Runtime<E> {
     }
 }
 
+/// Everything that is known before CRIU is asked.
+struct Ready<E: Engine> {
+    directory: PathBuf,
+    container: Container<E>,
+    plan: DumpPlan,
+    files: Vec<SideFile>,
+    /// No engine above the runtime removes what remains of the container.
+    is_ours_to_remove: bool,
+    /// What is done at callbacks.
+    steps: Vec<Step>,
+    prepared: Prepared,
+}
+
 /// The options of the dump, checked, and what is done here with one of them.
 struct Prepared {
     options: crate::options::DumpOptions,
@@ -225,7 +350,7 @@ struct Prepared {
 
 async fn prepare<E: Engine>(
     criu: &Criu,
-    images: &ImagesDir,
+    images: &Path,
     plan: &DumpPlan,
     container: &Container<E>,
     options: CheckpointOptions,
@@ -270,7 +395,7 @@ async fn prepare<E: Engine>(
     if let Some(parent) = parent_path {
         let problem = if parent.is_absolute() {
             Some("is absolute: give it relative to the images directory, such as ../1")
-        } else if !images.path().join(&parent).is_dir() {
+        } else if !ImagesDir::beside(images, &parent).is_ok_and(|parent| parent.is_dir()) {
             Some(
                 "is no directory: give the images directory of the pre-dump before this, relative to this one",
             )
@@ -289,7 +414,7 @@ async fn prepare<E: Engine>(
         dump = dump.page_server(transport);
     }
     if let Some(path) = work_path {
-        dump = dump.work_dir(work_directory(&path)?);
+        dump = dump.work_path(path);
     }
     if leave_running {
         dump = dump.leave(Leave::Running);
@@ -321,16 +446,6 @@ async fn prepare<E: Engine>(
         options: plan.fill(dump),
         status: status_fd,
     })
-}
-
-/// Opens a work directory, made if it is missing.
-pub(super) fn work_directory(path: &Path) -> std::result::Result<OwnedFd, ErrorKind> {
-    ImagesDir::create(path)
-        .and_then(|directory| directory.as_fd().try_clone_to_owned())
-        .map_err(ErrorKind::system(format!(
-            "opening the work directory {}",
-            path.display()
-        )))
 }
 
 /// Refuses a container with processes that CRIU would not find: it takes the tree below the first one.
@@ -445,26 +560,42 @@ pub(super) async fn remove(model: &Model, directory: &Path) -> Removed {
 }
 
 async fn remove_now(model: &Model, directory: &Path) -> Removed {
-    let groups: Vec<PathBuf> = model.cgroups.values().cloned().collect();
-    let mut left = tokio::task::spawn_blocking(move || adopt::remove_cgroups_in_time(&groups))
-        .await
-        .unwrap_or_else(|error| vec![format!("control groups: {error}")]);
-    left.extend(adopt::remove_state(directory));
-    let mut notes = Vec::new();
-    // One that fails does not keep the others from running.
-    for hook in &model.poststop_hooks {
-        let limit = hook.timeout.map_or(HOOK, |_| Duration::MAX);
-        let running = oci_hooks::run(std::slice::from_ref(hook), model, "stopped", None);
-        match tokio::time::timeout(limit, running).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => notes.push(crate::container::error::in_words(&error)),
-            Err(_) => notes.push(format!(
-                "the poststop hook {} took longer than {HOOK:?}, and was killed",
-                hook.path.display()
-            )),
+    let mut removed = Removed::default();
+    let mut hooks = model.poststop_hooks.iter();
+    for step in steps::removal(model, directory) {
+        match step.action {
+            Action::RemoveCgroups { groups } => {
+                let left =
+                    tokio::task::spawn_blocking(move || adopt::remove_cgroups_in_time(&groups))
+                        .await
+                        .unwrap_or_else(|error| vec![format!("control groups: {error}")]);
+                removed.left.extend(left);
+            }
+            Action::RemoveRecord { directory } => {
+                removed.left.extend(adopt::remove_state(&directory));
+            }
+            Action::RunProgram { .. } => {
+                let Some(hook) = hooks.next() else {
+                    continue;
+                };
+                // One that fails does not keep the others from running.
+                let limit = hook.timeout.map_or(HOOK, |_| Duration::MAX);
+                let running = oci_hooks::run(std::slice::from_ref(hook), model, "stopped", None);
+                match tokio::time::timeout(limit, running).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => removed
+                        .notes
+                        .push(crate::container::error::in_words(&error)),
+                    Err(_) => removed.notes.push(format!(
+                        "the poststop hook {} took longer than {HOOK:?}, and was killed",
+                        hook.path.display()
+                    )),
+                }
+            }
+            _ => {}
         }
     }
-    Removed { left, notes }
+    removed
 }
 
 /// The caller's hooks, and what a checkpoint does at callbacks once they have agreed.
@@ -472,36 +603,55 @@ struct CheckpointHooks<'a, H> {
     inner: H,
     images: &'a ImagesDir,
     files: Vec<SideFile>,
-    marker: Option<PathBuf>,
+    steps: Vec<Step>,
     status: Option<OwnedFd>,
 }
 
-impl<H: Hooks> Hooks for CheckpointHooks<'_, H> {
-    async fn notify(&mut self, notify: Notify) -> Result<Reply, HookError> {
-        let script = notify.script();
-        let reply = self.inner.notify(notify).await?;
-        if matches!(reply, Reply::Refuse(_)) {
-            return Ok(reply);
-        }
-        match script {
-            Script::PreDump => {
-                // CRIU writes it last. An earlier checkpoint's would make a failed one look complete.
-                beside::unlink(self.images, INVENTORY)?;
-                beside::save(self.images, &self.files)?;
-            }
-            Script::PostDump => {
-                if let Some(marker) = &self.marker {
-                    // A restore compares it with the path of its own images, whatever the working directory is then.
-                    let images = fs::canonicalize(self.images.path())?;
-                    fs::write(marker, images.as_os_str().as_encoded_bytes())?;
+impl<H> CheckpointHooks<'_, H> {
+    fn take(&mut self, action: &Action) -> Result<(), HookError> {
+        match action {
+            Action::RemoveFile { path } => {
+                if let Some(name) = path.file_name() {
+                    let removed = beside::unlink(self.images, name);
+                    removed.map_err(ErrorKind::system(format!("removing {}", path.display())))?;
                 }
             }
-            Script::StatusReady => {
+            Action::WriteFile { path } => {
+                let file = self
+                    .files
+                    .iter()
+                    .find(|(name, _)| path.file_name().is_some_and(|wanted| wanted == *name));
+                if let Some((name, Some(content))) = file {
+                    let written = beside::write(self.images, name, content);
+                    written.map_err(ErrorKind::system(format!("writing {}", path.display())))?;
+                }
+            }
+            Action::MarkComplete { path } => {
+                // A restore compares it with the path of its own images, whatever the working directory is then.
+                let images = fs::canonicalize(self.images.path())?;
+                fs::write(path, images.as_os_str().as_encoded_bytes())?;
+            }
+            Action::SignalReady => {
                 if let Some(status) = self.status.take() {
                     fs::File::from(status).write_all(&[0])?;
                 }
             }
             _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl<H: Hooks> Hooks for CheckpointHooks<'_, H> {
+    async fn notify(&mut self, notify: Notify) -> Result<Reply, HookError> {
+        let when = When::At(notify.script());
+        let reply = self.inner.notify(notify).await?;
+        if matches!(reply, Reply::Refuse(_)) {
+            return Ok(reply);
+        }
+        let steps = self.steps.clone();
+        for step in steps.iter().filter(|step| step.when == when) {
+            self.take(&step.action)?;
         }
         Ok(reply)
     }

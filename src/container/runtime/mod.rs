@@ -16,6 +16,7 @@ mod options;
 mod prepare;
 mod restore;
 mod sharing;
+mod steps;
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};

@@ -8,16 +8,17 @@ use serde::Serialize;
 use tracing::Instrument;
 
 use super::beside::DESCRIPTORS;
-use super::checkpoint::work_directory;
-use super::engine::Adopted;
+use super::engine::{Adopted, Record};
 use super::options::RestoreOptions;
 use super::prepare::Prepared;
-use super::{Engine, Runtime, console};
+use super::{Engine, Runtime, console, steps};
 use crate::container::adopt::{self, Guard, Journal};
 use crate::container::error::{Error, ErrorKind, Result};
 use crate::container::model::{ProcessId, Status};
-use crate::container::plan::{EMPTY_DIRECTORY, RestorePlan};
+use crate::container::oci::Hook;
+use crate::container::plan::{MountPoint, RestorePlan};
 use crate::container::{cgroup, mounts, network, oci_hooks};
+use crate::dry_run::{self, Action, Step, When};
 use crate::notify::{Event, HookError, Hooks, Notify, Reply};
 use crate::options::{CgroupMode, InheritKey};
 use crate::{Criu, ImagesDir, RestoreReport, RestoredRoot};
@@ -100,6 +101,59 @@ impl<E: Engine> Runtime<E> {
             .map_err(|kind| Error::new(E::KIND, id, kind))
     }
 
+    /// What [`Runtime::restore`] would ask and do. Nothing is done but asking CRIU its version.
+    ///
+    /// The root file system's mount has a name that nobody knows before: `restore-XXXXXX` stands for it.
+    ///
+    /// # Errors
+    /// Those of [`Runtime::restore`] that come before anything is made.
+    pub async fn plan_restore(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        bundle: impl AsRef<Path>,
+        options: RestoreOptions,
+    ) -> Result<dry_run::Plan> {
+        self.planned(criu, id, images, bundle.as_ref(), options)
+            .await
+            .map_err(|kind| Error::new(E::KIND, id, kind))
+    }
+
+    async fn planned(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        bundle: &Path,
+        options: RestoreOptions,
+    ) -> std::result::Result<dry_run::Plan, ErrorKind> {
+        let containers = adopt::dead().map_err(ErrorKind::system("looking for dead restores"))?;
+        let leftover = match self.leftover(id, images) {
+            // What has the name is undone first.
+            Err(ErrorKind::State { path, .. }) if containers.contains(&path) => None,
+            leftover => leftover?,
+        };
+        let prepared = self.prepare(id, images, bundle)?;
+        let request = Request::new(&prepared, options)?;
+        let root = Path::new(adopt::JOURNALS).join("restore-XXXXXX");
+        let mut steps = vec![Step::before(Action::UndoDeadRestores { containers })];
+        if let Some(record) = leftover {
+            let removal = steps::removal(&record.model(false)?, &prepared.directory);
+            steps.extend(removal.into_iter().map(|step| Step::before(step.action)));
+        }
+        steps.push(Step::before(Action::BeginJournal {
+            directory: adopt::JOURNALS.into(),
+        }));
+        steps.extend(steps::before_restore(&prepared, &root)?);
+        steps.extend(steps::at_restore(&prepared, request.console.as_deref()));
+        let options = prepared.plan.fill(&root, request.options);
+        let restore = criu.plan_restore(images, !request.detach, options).await?;
+        steps.extend(restore.steps);
+        steps.push(Step::after(Action::EndJournal { root }));
+        Ok(dry_run::Plan::new(restore.request, steps, prepared.notes))
+    }
+
     #[allow(clippy::too_many_arguments)]
     async fn restored(
         &self,
@@ -126,13 +180,15 @@ impl<E: Engine> Runtime<E> {
         let mut guard = Guard::new(journal, criu, &self.undoing);
         let asked = async {
             let mut notes = prepared.notes.clone();
-            notes.extend(make(&prepared, &mut guard)?);
+            for step in steps::before_restore(&prepared, &root)? {
+                notes.extend(make(&prepared, &mut guard, &step.action)?);
+            }
             let options = prepared.plan.fill(&root, request.options);
             let mut hooks = RestoreHooks {
                 inner: hooks,
                 prepared: &prepared,
                 detached: request.detach,
-                console: request.console,
+                steps: steps::at_restore(&prepared, request.console.as_deref()),
                 stdio: request.stdio,
                 guard: &mut guard,
                 init: None,
@@ -269,7 +325,7 @@ impl Request {
             restore = restore.inherit_fd(InheritKey::Namespace(key.clone()), file);
         }
         if let Some(path) = work_path {
-            restore = restore.work_dir(work_directory(&path)?);
+            restore = restore.work_path(path);
         }
         type Flag = fn(crate::options::RestoreOptions, bool) -> crate::options::RestoreOptions;
         let flags: [(Option<bool>, Flag); 6] = [
@@ -308,48 +364,16 @@ fn assigned(pipes: &[(usize, String)], mut stdio: [Option<OwnedFd>; 3]) -> Vec<O
         .collect()
 }
 
-/// Makes what CRIU will find. Everything is in the journal before the next thing is made.
+/// Makes something of what CRIU will find. Everything is in the journal before it is made. Returns what there is to say of it.
 fn make<E: Engine>(
     prepared: &Prepared<E>,
     guard: &mut Guard,
+    action: &Action,
 ) -> std::result::Result<Vec<String>, ErrorKind> {
     let Some(journal) = guard.journal() else {
         return Ok(Vec::new());
     };
-    let Prepared {
-        directory, plan, ..
-    } = prepared;
-    journal
-        .reserve(E::DIRECTORY_MODE)
-        .map_err(|source| match source.kind() {
-            std::io::ErrorKind::AlreadyExists => ErrorKind::Exists {
-                status: Status::Created,
-            },
-            _ => ErrorKind::system(format!("making {}", directory.display()))(source),
-        })?;
-    fs::create_dir_all(EMPTY_DIRECTORY)
-        .map_err(ErrorKind::system(format!("making {EMPTY_DIRECTORY}")))?;
-    for point in &plan.mount_points {
-        let failed = |path: &Path| {
-            format!(
-                "making the mount point {} below {}",
-                path.display(),
-                point.below.display()
-            )
-        };
-        let target = mounts::resolve_in(&point.below, &point.path)
-            .map_err(ErrorKind::system(failed(&point.path)))?;
-        let kind = point.kind().map_err(ErrorKind::system(failed(&target)))?;
-        journal
-            .making_points(&point.below, missing_points(&point.below, &target))
-            .map_err(ErrorKind::system("writing the journal"))?;
-        mounts::make_point(&point.below, &target, kind)
-            .map_err(ErrorKind::system(failed(&target)))?;
-    }
-    journal
-        .making_cgroups(missing_groups(plan.cgroups.values()))
-        .map_err(ErrorKind::system("writing the journal"))?;
-    let created = cgroup::create(&plan.cgroups, &mut Vec::new());
+    let plan = &prepared.plan;
     let of_group = |problem: &'static str| {
         move |(path, source)| ErrorKind::Cgroup {
             path,
@@ -357,20 +381,69 @@ fn make<E: Engine>(
             source: Some(source),
         }
     };
-    created.map_err(of_group("cannot be made"))?;
-    let notes = cgroup::apply(&plan.cgroups, &prepared.model.limits)
-        .map_err(of_group("does not take the container's limit"))?;
-    cgroup::thaw(&plan.cgroups).map_err(ErrorKind::system("thawing the control group"))?;
-    // Last: as long as nothing else can fail, nothing is mounted.
-    mounts::bind_root(&plan.rootfs, &journal.root()).map_err(ErrorKind::system(format!(
-        "binding the root file system {}",
-        plan.rootfs.display()
-    )))?;
-    Ok(notes)
+    match action {
+        Action::ReserveRecord { directory } => {
+            let reserved = journal.reserve(E::DIRECTORY_MODE);
+            reserved.map_err(|source| match source.kind() {
+                std::io::ErrorKind::AlreadyExists => ErrorKind::Exists {
+                    status: Status::Created,
+                },
+                _ => ErrorKind::system(format!("making {}", directory.display()))(source),
+            })?;
+        }
+        Action::MakeDirectory { path, .. } => fs::create_dir_all(path)
+            .map_err(ErrorKind::system(format!("making {}", path.display())))?,
+        Action::EnsureMountPoint {
+            below, path, like, ..
+        } => {
+            let point = MountPoint {
+                below: below.clone(),
+                path: path.clone(),
+                like: like.clone(),
+            };
+            let failed = || ErrorKind::system(making_point(below, path));
+            // Its links are followed, and what is missing is found, when it is its turn: others may have been made meanwhile.
+            let target = mounts::resolve_in(below, path).map_err(failed())?;
+            let kind = point.kind().map_err(failed())?;
+            journal
+                .making_points(below, missing_points(below, &target))
+                .map_err(ErrorKind::system("writing the journal"))?;
+            mounts::make_point(below, &target, kind).map_err(failed())?;
+        }
+        Action::MakeCgroups { .. } => {
+            journal
+                .making_cgroups(missing_groups(plan.cgroups.values()))
+                .map_err(ErrorKind::system("writing the journal"))?;
+            cgroup::create(&plan.cgroups, &mut Vec::new()).map_err(of_group("cannot be made"))?;
+        }
+        Action::ApplyLimits { .. } => {
+            let notes = cgroup::apply(&plan.cgroups, &prepared.model.limits)
+                .map_err(of_group("does not take the container's limit"))?;
+            cgroup::thaw(&plan.cgroups).map_err(ErrorKind::system("thawing the control group"))?;
+            return Ok(notes);
+        }
+        Action::BindRoot { rootfs, at } => {
+            mounts::bind_root(rootfs, at).map_err(ErrorKind::system(format!(
+                "binding the root file system {}",
+                rootfs.display()
+            )))?;
+        }
+        _ => {}
+    }
+    Ok(Vec::new())
+}
+
+/// What is being done, for an error.
+pub(super) fn making_point(below: &Path, path: &Path) -> String {
+    format!(
+        "making the mount point {} below {}",
+        path.display(),
+        below.display()
+    )
 }
 
 /// What of a mount point, whose links have been followed, is to be made; outermost first.
-fn missing_points(below: &Path, target: &Path) -> Vec<PathBuf> {
+pub(super) fn missing_points(below: &Path, target: &Path) -> Vec<PathBuf> {
     let is_missing = |path: &&Path| {
         let at = below.join(path.strip_prefix("/").unwrap_or(path));
         fs::symlink_metadata(at).is_err()
@@ -379,7 +452,7 @@ fn missing_points(below: &Path, target: &Path) -> Vec<PathBuf> {
 }
 
 /// The directories that are to be made for groups; outermost first.
-fn missing_groups<'a>(groups: impl Iterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
+pub(super) fn missing_groups<'a>(groups: impl Iterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
     let mut missing = Vec::new();
     for group in groups {
         let of_group = outermost_first(group.ancestors().take_while(|path| !path.exists()));
@@ -404,42 +477,60 @@ struct RestoreHooks<'a, H, E: Engine> {
     inner: H,
     prepared: &'a Prepared<E>,
     detached: bool,
-    console: Option<PathBuf>,
+    steps: Vec<Step>,
     stdio: Vec<String>,
     guard: &'a mut Guard,
     init: Option<ProcessId>,
 }
 
-async fn set_up_namespaces<E: Engine>(
-    prepared: &Prepared<E>,
-    pid: i32,
-) -> std::result::Result<(), HookError> {
-    let Prepared { model, plan, .. } = prepared;
-    if plan.empty_network_namespace {
-        network::bring_loopback_up(pid)
-            .map_err(ErrorKind::system("bringing the loopback interface up"))?;
-    }
-    oci_hooks::run(&model.create_hooks, model, "creating", Some(pid)).await?;
-    Ok(())
-}
-
 impl<H, E: Engine> RestoreHooks<'_, H, E> {
+    async fn take(
+        &mut self,
+        action: &Action,
+        hook: &mut impl Iterator<Item = &Hook>,
+        event: &Event,
+    ) -> std::result::Result<(), HookError> {
+        let model = &self.prepared.model;
+        match (action, event) {
+            (Action::BringLoopbackUp, Event::SetupNamespaces { pid }) => {
+                network::bring_loopback_up(*pid)
+                    .map_err(ErrorKind::system("bringing the loopback interface up"))?;
+            }
+            (Action::RunProgram { .. }, Event::SetupNamespaces { pid }) => {
+                let hook = hook.next().map(std::slice::from_ref).unwrap_or_default();
+                oci_hooks::run(hook, model, "creating", Some(*pid)).await?;
+            }
+            (Action::SendTerminal { socket }, Event::OrphanPtsMaster { master }) => {
+                console::send(socket, master.as_fd()).map_err(ErrorKind::system(format!(
+                    "sending the terminal to {}",
+                    socket.display()
+                )))?;
+            }
+            (Action::JoinCgroups, Event::PostRestore { pid }) => {
+                // Images of a dump that left control groups alone put the tasks into none.
+                let strays = self
+                    .prepared
+                    .host
+                    .strays(&model.cgroups, *pid)
+                    .map_err(ErrorKind::system("looking for the tasks' control groups"))?;
+                cgroup::move_tree(*pid, &strays).map_err(ErrorKind::system(
+                    "moving the tasks into their control groups",
+                ))?;
+            }
+            (Action::WriteRecord { .. }, Event::PostRestore { pid }) => self.adopt(*pid)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
     /// Everything is restored and nothing runs yet: from here on the container is in its runtime's hands.
     fn adopt(&mut self, pid: i32) -> std::result::Result<(), HookError> {
         let Prepared {
             directory,
             model,
             record,
-            host,
             ..
         } = self.prepared;
-        // Images of a dump that left control groups alone put the tasks into none.
-        let strays = host
-            .strays(&model.cgroups, pid)
-            .map_err(ErrorKind::system("looking for the tasks' control groups"))?;
-        cgroup::move_tree(pid, &strays).map_err(ErrorKind::system(
-            "moving the tasks into their control groups",
-        ))?;
         let init = ProcessId::of(pid).ok_or("the restored process is gone")?;
         let adopted = Adopted {
             id: &model.id,
@@ -462,18 +553,11 @@ impl<H, E: Engine> RestoreHooks<'_, H, E> {
 
 impl<H: Hooks, E: Engine> Hooks for RestoreHooks<'_, H, E> {
     async fn notify(&mut self, notify: Notify) -> std::result::Result<Reply, HookError> {
-        match &notify.event {
-            Event::SetupNamespaces { pid } => set_up_namespaces(self.prepared, *pid).await?,
-            Event::OrphanPtsMaster { master } => {
-                if let Some(path) = &self.console {
-                    console::send(path, master.as_fd()).map_err(ErrorKind::system(format!(
-                        "sending the terminal to {}",
-                        path.display()
-                    )))?;
-                }
-            }
-            Event::PostRestore { pid } => self.adopt(*pid)?,
-            _ => {}
+        let when = When::At(notify.script());
+        let steps = self.steps.clone();
+        let mut hooks = self.prepared.model.create_hooks.iter();
+        for step in steps.iter().filter(|step| step.when == when) {
+            self.take(&step.action, &mut hooks, &notify.event).await?;
         }
         self.inner.notify(notify).await
     }

@@ -1,6 +1,7 @@
 //! The message while it is filled, and what is merged into it at the end.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use prost::Message;
 
@@ -13,6 +14,7 @@ use crate::rpc::wire;
 /// A message in the making, and the descriptors it speaks of.
 pub(super) struct Draft {
     pub(super) opts: wire::CriuOpts,
+    pub(super) work_path: Option<PathBuf>,
     next_inherited: i32,
     inherited: Vec<OwnedFd>,
     held: Vec<OwnedFd>,
@@ -22,6 +24,7 @@ impl Draft {
     pub(super) fn new(first_inherited: i32) -> Self {
         Self {
             opts: wire::CriuOpts::default(),
+            work_path: None,
             next_inherited: first_inherited,
             inherited: Vec::new(),
             held: Vec::new(),
@@ -46,6 +49,7 @@ impl Draft {
     pub(super) fn finish(self, extra: &[u8]) -> Result<Prepared, InvalidOption> {
         let Self {
             mut opts,
+            work_path,
             next_inherited: _,
             inherited,
             held,
@@ -53,6 +57,7 @@ impl Draft {
         let unknown = merge(&mut opts, extra)?;
         Ok(Prepared {
             opts,
+            work_path,
             inherited,
             held,
             unknown,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::draft::Draft;
-use crate::options::common::{Common, Modern, Tracking, Transfer, Tree};
+use crate::options::common::{Common, Modern, Tracking, Transfer, Tree, WorkDir};
 use crate::options::error::InvalidOption;
 use crate::options::limits;
 use crate::options::transport::PageTransport;
@@ -32,8 +32,12 @@ impl Common {
             .map(|path| limits::path("config", path))
             .transpose()?;
         opts.unprivileged = unprivileged;
-        if let Some(directory) = work_dir {
-            draft.opts.work_dir_fd = Some(draft.hold(directory));
+        match work_dir {
+            None => {}
+            Some(WorkDir::Open(directory)) => {
+                draft.opts.work_dir_fd = Some(draft.hold(directory));
+            }
+            Some(WorkDir::At(path)) => draft.work_path = Some(path),
         }
         Ok(extra)
     }

@@ -7,7 +7,7 @@ mod groups;
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use self::draft::Draft;
 use super::check::{CheckOptions, CpuinfoOptions};
@@ -29,6 +29,8 @@ pub(crate) struct Prepared {
     /// The message, without what the operation itself sets: `images_dir_fd` is -1, and `images_dir`, `pid`,
     /// `notify_scripts` and `rst_sibling` are absent.
     pub(crate) opts: wire::CriuOpts,
+    /// The work directory, to be opened and put into the message.
+    pub(crate) work_path: Option<PathBuf>,
     /// What CRIU must have in its own table at the number that was given to `prepare`, and those that follow.
     pub(crate) inherited: Vec<OwnedFd>,
     /// What must stay open in our own table, at its number, until CRIU has answered.
