@@ -1,8 +1,7 @@
 //! `--dry-run`
 
 use std::fmt::Write as _;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use serde::Serialize;
@@ -181,17 +180,5 @@ fn shown(value: &Value) -> String {
             members.join(" ")
         }
         value => value.to_string(),
-    }
-}
-
-/// The console socket, to which nobody is connected now.
-pub(super) fn socket(path: &Path) -> Result<PathBuf, Failure> {
-    let is_socket = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    match is_socket {
-        true => Ok(path.to_owned()),
-        false => Err(Failure::input(format!(
-            "nobody listens on the console socket {}",
-            path.display()
-        ))),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -58,16 +59,23 @@ impl CliHooks {
     /// Connects to the socket that gets the other end of a restored terminal.
     pub(super) fn with_console(mut self, socket: Option<&Path>) -> Result<Self, Failure> {
         if let Some(path) = socket {
-            let connected = UnixStream::connect(path).map_err(|error| {
-                Failure::input(format!(
-                    "nobody listens on the console socket {}",
-                    path.display()
-                ))
-                .caused_by(error)
-            })?;
+            let connected =
+                UnixStream::connect(path).map_err(|error| nobody_listens(path, error))?;
             self.console = Console::Socket(connected);
         }
         Ok(self)
+    }
+
+    /// What can be told of that socket without connecting.
+    pub(super) fn check_console(socket: Option<&Path>) -> Result<(), Failure> {
+        let Some(path) = socket else {
+            return Ok(());
+        };
+        let found = std::fs::metadata(path).map_err(|error| nobody_listens(path, error))?;
+        match found.file_type().is_socket() {
+            true => Ok(()),
+            false => Err(nobody_listens(path, rustix::io::Errno::CONNREFUSED.into())),
+        }
     }
 
     /// Somebody else hands terminals out.
@@ -114,6 +122,11 @@ impl Hooks for CliHooks {
             None => Ok(Reply::Accept),
         }
     }
+}
+
+fn nobody_listens(path: &Path, error: std::io::Error) -> Failure {
+    let path = path.display();
+    Failure::input(format!("nobody listens on the console socket {path}")).caused_by(error)
 }
 
 /// Refuses a second program for a callback: only one of them would be run.

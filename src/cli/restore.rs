@@ -74,8 +74,9 @@ async fn tree(
     container::refuse_roots(&restore.containers)?;
     let mut hooks = CliHooks::new(&restore.criu_more.hooks, operation)?;
     let console = restore.restore_tasks.console_socket.as_deref();
-    if !restore.dry_run.dry_run {
-        hooks = hooks.with_console(console)?;
+    match restore.dry_run.dry_run {
+        true => CliHooks::check_console(console)?,
+        false => hooks = hooks.with_console(console)?,
     }
     let criu = context.criu(restore.program_arguments())?;
     let images = images_to_read(restore, wanted)?;
@@ -86,7 +87,7 @@ async fn tree(
         PidFile::check(restore)?;
         let mut plan = criu.plan_restore(&images, foreground, options).await?;
         if let Some(socket) = console {
-            let socket = super::dry_run::socket(socket)?;
+            let socket = socket.to_owned();
             let action = Action::SendTerminal { socket };
             plan.push(Step::at(Script::OrphanPtsMaster, action));
         }
@@ -283,6 +284,7 @@ pub(super) struct PidFile {
 impl PidFile {
     /// The one that is wanted, if any.
     pub(super) fn of(restore: &Restore) -> Result<Option<Self>, Failure> {
+        Self::check(restore)?;
         let path = restore.restore_tasks.pid_file.as_deref();
         path.map(Self::new).transpose()
     }

@@ -80,7 +80,7 @@ impl Stage {
         self.0.path().join("first")
     }
 
-    fn criu(&self) -> PathBuf {
+    pub(crate) fn criu(&self) -> PathBuf {
         self.path().join("criu")
     }
 
@@ -119,7 +119,7 @@ impl Stage {
     }
 
     /// The session of this request, once it has ended.
-    fn session_of(&self, request: &str) -> Result<Vec<Event>, String> {
+    pub(crate) fn session_of(&self, request: &str) -> Result<Vec<Event>, String> {
         let mut found = None;
         until("the session is recorded to its end", || {
             found = self.sessions().ok().and_then(|sessions| {

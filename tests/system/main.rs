@@ -5,6 +5,7 @@ mod connection;
 mod contain;
 mod core;
 mod cpuinfo;
+mod dry_run;
 mod engines;
 mod hardship;
 mod hosts;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         causes::tests(),
         long_options::tests(),
         netlock::tests(),
+        dry_run::tests(),
         runtimes::tests(),
         engines::tests(),
         matrix::tests(),

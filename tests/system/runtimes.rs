@@ -5,6 +5,7 @@ mod failures;
 mod fixture;
 mod interchange;
 mod journeys;
+mod planned;
 mod seen;
 
 use criu_client::container::crun::CrunEngine;
@@ -90,6 +91,14 @@ fn of<E: Program>() -> Tests {
         (
             "a refused checkpoint leaves an older one whole",
             failures::older_checkpoint::<E>,
+        ),
+        (
+            "a dry run asks what is sent",
+            planned::asks_what_is_sent::<E>,
+        ),
+        (
+            "a dry run refuses what the deed refuses",
+            planned::refuses_what_the_deed_refuses::<E>,
         ),
         ("a paused container is checkpointed", journeys::paused::<E>),
         (

@@ -14,6 +14,7 @@ mod console;
 pub(super) mod engine;
 mod options;
 mod prepare;
+mod removal;
 mod restore;
 mod sharing;
 mod steps;

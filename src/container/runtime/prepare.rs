@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::beside::{Saved, descriptors};
-use super::checkpoint::{CHECKPOINTED, Removed, remove};
 use super::engine::{self, Bundle, Draft, Habits, Record, Source};
+use super::removal::{CHECKPOINTED, Removed, remove};
 use super::{Engine, Runtime};
 use crate::ImagesDir;
 use crate::container::cgroup::{self, Hierarchies};

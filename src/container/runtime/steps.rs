@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use super::beside::SideFile;
-use super::checkpoint::CHECKPOINTED;
 use super::prepare::Prepared;
+use super::removal::CHECKPOINTED;
 use super::{Engine, restore};
 use crate::ImagesDir;
 use crate::container::error::ErrorKind;
