@@ -17,7 +17,7 @@ use super::hooks::CliHooks;
 use super::output::{Output, pages, time};
 use super::signals::{Interrupts, state_of};
 use super::target::Target;
-use super::{container, report};
+use super::{container, docker, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -55,12 +55,16 @@ pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<Ex
     };
     let engine = match engine {
         Some(engine) => *engine,
-        None => checkpoint.containers.engine_of(id)?,
+        None => checkpoint.containers.engine_of(id).await?,
     };
     match engine {
         EngineKind::Crun => {
             let crun = checkpoint.containers.crun();
             container::checkpoint(context, checkpoint, &crun, id).await
+        }
+        EngineKind::Docker => {
+            let docker = checkpoint.containers.docker()?;
+            docker::checkpoint(context, checkpoint, &docker, id).await
         }
         _ => {
             let runc = checkpoint.containers.runc();

@@ -34,9 +34,10 @@ Examples:
   criuctl checkpoint pid:4711 -D /var/tmp/2 --parent-path ../1 --track-mem
   criuctl checkpoint runc:web --image-path /var/tmp/web --dry-run
   criuctl checkpoint runc:web --image-path /var/tmp/web
-  criuctl checkpoint crun:web --image-path /var/tmp/web")]
+  criuctl checkpoint crun:web --image-path /var/tmp/web
+  criuctl checkpoint docker:web --image-path /var/tmp/web")]
 pub(super) struct Checkpoint {
-    /// What to checkpoint: pid:N, runc:ID, crun:ID, or an ID that is looked for in runc and crun
+    /// What to checkpoint: pid:N, runc:ID, crun:ID, docker:ID, or an ID that is looked for in all of them
     #[arg(value_name = "TARGET")]
     pub(super) target: Target,
 

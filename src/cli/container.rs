@@ -78,7 +78,7 @@ impl Containers {
     }
 
     /// Whose container has this ID.
-    pub(super) fn engine_of(&self, id: &str) -> Result<EngineKind, Failure> {
+    pub(super) async fn engine_of(&self, id: &str) -> Result<EngineKind, Failure> {
         fn has<E: Engine>(runtime: &Runtime<E>, id: &str) -> bool {
             // One that cannot be read is there all the same.
             let unknown = |error: &criu_client::container::Error| {
@@ -87,22 +87,49 @@ impl Containers {
             !runtime.load(id).as_ref().is_err_and(unknown)
         }
         let (runc, crun) = (self.runc(), self.crun());
+        // What it says when it has none.
+        let of_docker = match self.docker() {
+            Err(failure) => Err(failure.summary()),
+            Ok(docker) => match docker.load(id).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(match error.kind() {
+                    ErrorKind::Unknown { root } => root.display().to_string(),
+                    ErrorKind::Api(problem) if problem.is_absent() => "not running".to_owned(),
+                    _ => error.to_string(),
+                }),
+            },
+        };
+        let found: Vec<EngineKind> = [
+            (EngineKind::Runc, has(&runc, id)),
+            (EngineKind::Crun, has(&crun, id)),
+            (EngineKind::Docker, of_docker.is_ok()),
+        ]
+        .into_iter()
+        .filter_map(|(engine, has)| has.then_some(engine))
+        .collect();
         let looked = format!(
-            "{} (runc) and {} (crun)",
+            "{} (runc), {} (crun) and docker{}",
             runc.root().display(),
-            crun.root().display()
+            crun.root().display(),
+            of_docker
+                .err()
+                .map(|why| format!(" ({why})"))
+                .unwrap_or_default()
         );
-        match (has(&runc, id), has(&crun, id)) {
-            (true, false) => Ok(EngineKind::Runc),
-            (false, true) => Ok(EngineKind::Crun),
-            (true, true) => Err(Failure::input(format!(
-                "there are two containers {id:?}: runc:{id} and crun:{id}, in {looked}"
-            ))
-            .hint(format!("write runc:{id} or crun:{id}"))),
-            (false, false) => Err(Failure::input(format!(
+        let named = || {
+            let names = found.iter().map(|engine| format!("{engine}:{id}"));
+            names.collect::<Vec<_>>().join(" or ")
+        };
+        match found[..] {
+            [engine] => Ok(engine),
+            [] => Err(Failure::input(format!(
                 "there is no such container {id:?} in {looked}"
             ))
             .hint("`criuctl list` shows the names there are; containers of another --root need --runc-root or --crun-root here")),
+            _ => Err(Failure::input(format!(
+                "there are several containers {id:?}, in {looked}"
+            ))
+            .hint(format!("write {}", named()))),
         }
     }
 }
@@ -118,12 +145,12 @@ pub(super) fn engine_of_images(images: &ImagesDir, id: &str) -> Result<EngineKin
         Failure::usage(format!(
             "{path} does not say which runtime the container {id:?} is for"
         ))
-        .hint(format!("write runc:{id} or crun:{id}"))
+        .hint(format!("write runc:{id}, crun:{id} or docker:{id}"))
     })
 }
 
 impl Checkpoint {
-    fn consumer(&self) -> Consumer {
+    pub(super) fn consumer(&self) -> Consumer {
         match self.checkpoint_containers.consumer {
             None | Some(For::Any) => Consumer::Any,
             Some(For::Runc) => Consumer::Runc,
@@ -146,7 +173,7 @@ pub(super) fn refuse_roots(containers: &Containers) -> Result<(), Failure> {
 
 pub(super) fn not_for_processes(option: &str) -> Failure {
     Failure::usage(format!("{option} is for containers"))
-        .hint("leave it out, or write runc:ID or crun:ID as the target")
+        .hint("leave it out, or write runc:ID, crun:ID or docker:ID as the target")
 }
 
 pub(super) async fn checkpoint<E: Engine>(
@@ -155,17 +182,7 @@ pub(super) async fn checkpoint<E: Engine>(
     runtime: &Runtime<E>,
     id: &str,
 ) -> Result<(), Failure> {
-    refuse(&[
-        ("--root", args.mounts.root.is_some()),
-        ("--freeze-cgroup", args.dump_tasks.freeze_cgroup.is_some()),
-        ("--orphan-pts-master", args.dump_tasks.orphan_pts_master),
-    ])?;
-    if args.tasks.leave_stopped {
-        return Err(Failure::usage(
-            "--leave-stopped: runtimes have no state for a container whose processes are stopped",
-        )
-        .hint("use --leave-running, and pause the container before it"));
-    }
+    refuse_what_is_known(args)?;
     let criu = context.criu(args.program_arguments())?;
     // Found before a directory is made for it.
     let plan = runtime.load(id)?.dump_plan(args.consumer())?;
@@ -177,6 +194,22 @@ pub(super) async fn checkpoint<E: Engine>(
         true => pre_dump(context, args, runtime, &criu, id).await,
         false => dump(context, args, runtime, &criu, id).await,
     }
+}
+
+/// Options of a checkpoint that are not for containers.
+pub(super) fn refuse_what_is_known(args: &Checkpoint) -> Result<(), Failure> {
+    refuse(&[
+        ("--root", args.mounts.root.is_some()),
+        ("--freeze-cgroup", args.dump_tasks.freeze_cgroup.is_some()),
+        ("--orphan-pts-master", args.dump_tasks.orphan_pts_master),
+    ])?;
+    if args.tasks.leave_stopped {
+        return Err(Failure::usage(
+            "--leave-stopped: runtimes have no state for a container whose processes are stopped",
+        )
+        .hint("use --leave-running, and pause the container before it"));
+    }
+    Ok(())
 }
 
 async fn dump<E: Engine>(
@@ -254,7 +287,7 @@ async fn pre_dump<E: Engine>(
 }
 
 /// Everything that CRIU has goes along; what runtimes have a name for goes by it, so that it is checked against the container.
-fn checkpoint_options(args: &Checkpoint) -> Result<CheckpointOptions, Failure> {
+pub(super) fn checkpoint_options(args: &Checkpoint) -> Result<CheckpointOptions, Failure> {
     let mut options = CheckpointOptions::new()
         .criu(args.dump_options_but_status_fd()?)
         .consumer(args.consumer())
@@ -408,7 +441,7 @@ fn text<E: Engine>(
     text
 }
 
-fn left_behind(context: &Context, left: &[String]) {
+pub(super) fn left_behind(context: &Context, left: &[String]) {
     for left in left {
         context.output.warn(format_args!("left behind: {left}"));
     }

@@ -17,12 +17,16 @@ pub(super) struct Containers {
     /// Where crun keeps its containers, as its own --root [default: /run/crun]
     #[arg(long, value_name = "DIR", value_parser = values::path)]
     pub(super) crun_root: Option<PathBuf>,
+
+    /// Where Docker listens, as unix:// and the path of its socket [default: unix:///var/run/docker.sock]
+    #[arg(long, value_name = "HOST", env = "DOCKER_HOST", hide_env_values = true)]
+    pub(super) docker_host: Option<String>,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Containers")]
 pub(super) struct RestoreContainers {
-    /// Bundle of the container [default: the current directory]
+    /// Bundle of a container of runc's or crun's [default: the current directory]
     #[arg(long, short = 'b', value_name = "DIR", value_parser = values::path)]
     pub(super) bundle: Option<PathBuf>,
 }

@@ -185,10 +185,13 @@ impl Failure {
                 container::ErrorKind::Criu(error) => status_of(error),
                 container::ErrorKind::Unknown { .. }
                 | container::ErrorKind::InvalidId
+                | container::ErrorKind::Ambiguous { .. }
+                | container::ErrorKind::Policy(_)
                 | container::ErrorKind::Bundle { .. }
                 | container::ErrorKind::Images { .. }
                 | container::ErrorKind::Option { .. } => Status::Usage,
                 container::ErrorKind::Unsupported(_) => Status::Missing,
+                container::ErrorKind::Api(error) => status_of_api(error),
                 _ => Status::Failed,
             },
         }
@@ -320,6 +323,15 @@ impl<'a> OfContainer<'a> {
     }
 }
 
+fn status_of_api(error: &container::ApiError) -> Status {
+    use container::ApiProblem::{Absent, Connect, Denied, Refused, TimedOut};
+    match &error.problem {
+        Absent | Refused | Denied | Connect(_) => Status::Missing,
+        TimedOut(_) => Status::TimeLimit,
+        _ => Status::Failed,
+    }
+}
+
 fn status_of(error: &Error) -> Status {
     match error.kind() {
         ErrorKind::Start { .. } | ErrorKind::Connect { .. } | ErrorKind::Unsupported { .. } => {
@@ -353,6 +365,15 @@ fn of_container(error: &container::Error, verbose: bool) -> String {
             );
         }
         None => text.error(&error.to_string(), &chain(StdError::source(error))),
+    }
+    if let Some(findings) = error.findings() {
+        if let Some(cause) = &findings.cause {
+            text.detail("log line", &cause.line);
+        }
+        if let Some(diagnosis) = &findings.diagnosis {
+            text.cause(&diagnosis.summary);
+            text.hint(Some(&diagnosis.remedy));
+        }
     }
     for left in error.left_behind() {
         text.detail("left behind", left);

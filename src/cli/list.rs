@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use criu_client::container::Listed;
+use criu_client::container::{ErrorKind, Listed};
 
 use super::Context;
 use super::container_args::Containers;
 use super::failure::Failure;
 
-/// List the containers of runc and crun on this host
+/// List the containers of runc, crun and Docker on this host
 ///
 /// Says of each whether it can be checkpointed, as far as its record tells, and if not, why.
 #[derive(Debug, Args)]
@@ -34,9 +34,10 @@ struct Entry {
     checkpointable: bool,
 }
 
-pub(super) fn run(context: &Context, list: &List) -> Result<ExitCode, Failure> {
+pub(super) async fn run(context: &Context, list: &List) -> Result<ExitCode, Failure> {
     let mut listed = list.containers.runc().list()?;
     listed.extend(list.containers.crun().list()?);
+    listed.extend(of_docker(context, list).await);
     let entries: Vec<Entry> = listed
         .into_iter()
         .map(|listed| Entry {
@@ -53,13 +54,40 @@ pub(super) fn run(context: &Context, list: &List) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A Docker that is not there is no failure, and one that cannot be asked keeps nobody from seeing the others.
+async fn of_docker(context: &Context, list: &List) -> Vec<Listed> {
+    let asked = match list.containers.docker() {
+        Ok(docker) => docker.list().await.map_err(|error| match error.kind() {
+            ErrorKind::Api(problem) if problem.is_absent() => None,
+            _ => Some(Failure::from(error)),
+        }),
+        Err(failure) => Err(Some(failure)),
+    };
+    asked.unwrap_or_else(|failure| {
+        if let Some(failure) = failure {
+            context.output.warn(failure.summary());
+        }
+        Vec::new()
+    })
+}
+
 /// Columns that are as wide as what is in them.
 fn table(entries: &[Entry]) -> String {
-    let head = ["ENGINE", "ID", "PID", "STATUS", "CHECKPOINT", "BUNDLE"].map(str::to_owned);
+    let head = [
+        "ENGINE",
+        "ID",
+        "NAME",
+        "PID",
+        "STATUS",
+        "CHECKPOINT",
+        "BUNDLE",
+    ]
+    .map(str::to_owned);
     let row = |entry: &Entry| {
         let Listed {
             engine,
             id,
+            name,
             pid,
             status,
             bundle,
@@ -69,6 +97,7 @@ fn table(entries: &[Entry]) -> String {
         [
             engine.to_string(),
             id.clone(),
+            name.clone().unwrap_or_else(|| "-".to_owned()),
             pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
             status.map_or_else(|| "unknown".to_owned(), |status| status.to_string()),
             obstacle
@@ -84,7 +113,7 @@ fn table(entries: &[Entry]) -> String {
         let cells = rows.iter().filter_map(|row| row.get(column));
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..6).map(widths).collect();
+    let widths: Vec<usize> = (0..7).map(widths).collect();
     let mut text = String::new();
     for row in &rows {
         let mut line = String::new();
@@ -104,6 +133,9 @@ mod tests {
 
     #[test]
     fn columns_stand_below_each_other() {
-        assert_eq!(table(&[]), "ENGINE  ID  PID  STATUS  CHECKPOINT  BUNDLE\n");
+        assert_eq!(
+            table(&[]),
+            "ENGINE  ID  NAME  PID  STATUS  CHECKPOINT  BUNDLE\n"
+        );
     }
 }

@@ -9,6 +9,7 @@ mod completions;
 mod container;
 mod container_args;
 mod descriptors;
+mod docker;
 mod dry_run;
 mod explain;
 mod failure;
@@ -212,7 +213,6 @@ pub(crate) fn run() -> ExitCode {
 fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Explain(explain) => explain::run(context, &explain),
-        Verb::List(list) => list::run(context, &list),
         Verb::Completions(completions) => completions::run(&completions, &mut Cli::command()),
         Verb::Man(man) => man::run(&man, Cli::command()),
         verb => tokio::runtime::Builder::new_current_thread()
@@ -228,16 +228,39 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Version(_) => version::run(context).await,
         Verb::Check(check) => check::run(context, &check).await,
         Verb::Features(_) => features::run(context).await,
+        Verb::List(list) => list::run(context, &list).await,
         Verb::Checkpoint(checkpoint) => checkpoint::run(context, &checkpoint).await,
         Verb::Restore(restore) => restore::run(context, &restore).await,
         Verb::PageServer(page_server) => page_server::run(context, &page_server).await,
         Verb::Trace(trace) => trace::run(context, &trace).await,
         Verb::Interpose(interpose) => interpose::run(context, &interpose).await,
         Verb::Replay(replay) => replay::run(context, &replay).await,
-        Verb::Explain(_) | Verb::List(_) | Verb::Completions(_) | Verb::Man(_) => {
-            Ok(ExitCode::SUCCESS)
-        }
+        Verb::Explain(_) | Verb::Completions(_) | Verb::Man(_) => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// The long names of a verb's options that are on the command line.
+fn given(verb: &str) -> Vec<String> {
+    let command = Cli::command();
+    // It was parsed before.
+    let (Ok(matches), Some(command)) = (
+        command.clone().try_get_matches(),
+        command.find_subcommand(verb).cloned(),
+    ) else {
+        return Vec::new();
+    };
+    let Some(matches) = matches.subcommand_matches(verb) else {
+        return Vec::new();
+    };
+    let on_command_line = |argument: &&clap::Arg| {
+        let source = matches.value_source(argument.get_id().as_str());
+        source == Some(clap::parser::ValueSource::CommandLine)
+    };
+    command
+        .get_arguments()
+        .filter(on_command_line)
+        .filter_map(|argument| argument.get_long().map(str::to_owned))
+        .collect()
 }
 
 /// Help and version go to standard output. Wrong usage is an error like any other.

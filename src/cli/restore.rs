@@ -24,7 +24,7 @@ use super::output::{Output, pages, time};
 use super::restore_args::Restore;
 use super::signals::{Attendant, Interrupts, state_of};
 use super::target::Target;
-use super::{container, report};
+use super::{container, docker, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -52,6 +52,10 @@ pub(super) async fn run(context: &Context, restore: &Restore) -> Result<ExitCode
         EngineKind::Crun => {
             let crun = restore.containers.crun();
             container::restore(context, restore, &crun, id).await
+        }
+        EngineKind::Docker => {
+            let docker = restore.containers.docker()?;
+            docker::restore(context, restore, &docker, id).await
         }
         _ => {
             let runc = restore.containers.runc();

@@ -368,9 +368,28 @@ impl Undoing {
         Self(Arc::new(watch::Sender::new(0)))
     }
 
+    /// One more, until what this returns is dropped.
+    #[cfg(feature = "engine")]
+    pub(crate) fn begin(&self) -> Underway {
+        self.0.send_modify(|count| *count += 1);
+        Underway(self.clone())
+    }
+
     pub(crate) async fn done(&self) {
         // Fails only when the sender is gone, which `self` keeps.
         let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// Something that is waited for.
+#[cfg(feature = "engine")]
+#[derive(Debug)]
+pub(crate) struct Underway(Undoing);
+
+#[cfg(feature = "engine")]
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count -= 1);
     }
 }
 

@@ -6,7 +6,11 @@ use std::path::PathBuf;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+#[cfg(feature = "engine")]
+use super::http::ApiError;
 use super::model::{EngineKind, Status};
+#[cfg(feature = "engine")]
+use crate::diagnosis::Findings;
 
 /// The result of everything here that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -37,6 +41,12 @@ pub enum ErrorKind {
     Unknown {
         /// Where the engine keeps its containers.
         root: PathBuf,
+    },
+    /// Several containers' ids begin so.
+    #[error("several containers' ids begin so: {}", candidates.join(", "))]
+    Ambiguous {
+        /// The ids.
+        candidates: Vec<String>,
     },
     /// The name is none that the engine would take.
     #[error("this is no name of a container")]
@@ -108,6 +118,22 @@ pub enum ErrorKind {
     /// The container uses something that cannot be checkpointed or restored.
     #[error("{0}")]
     Unsupported(String),
+    /// The engine would start or remove the container by itself.
+    #[error("{0}")]
+    Policy(String),
+    /// The engine could not be asked, or refused.
+    #[cfg(feature = "engine")]
+    #[error("{0}")]
+    Api(Box<ApiError>),
+    /// The engine has tried to restore the container and failed.
+    #[cfg(feature = "engine")]
+    #[error("the engine's restore failed: {}", error.problem)]
+    EngineRestore {
+        /// What the engine says.
+        error: Box<ApiError>,
+        /// What CRIU's log says, if it could be read before the engine removed it.
+        findings: Option<Box<Findings>>,
+    },
     /// A system call or a file failed.
     #[error("{doing} failed")]
     System {
@@ -179,12 +205,23 @@ impl Error {
         }
     }
 
-    /// A stable word for the kind: `unknown`, `invalid-id`, `not-running`, `exists`, `state`, `bundle`, `images`, `cgroup`,
-    /// `option`, `unsupported`, `system` or `criu`.
+    /// What the log of an engine's own restore says, where that failed.
+    #[cfg(feature = "engine")]
+    #[must_use]
+    pub fn findings(&self) -> Option<&Findings> {
+        match &self.inner.kind {
+            ErrorKind::EngineRestore { findings, .. } => findings.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// A stable word for the kind: `unknown`, `ambiguous`, `invalid-id`, `not-running`, `exists`, `state`, `bundle`, `images`,
+    /// `cgroup`, `option`, `unsupported`, `policy`, `api`, `engine-restore`, `system` or `criu`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match &self.inner.kind {
             ErrorKind::Unknown { .. } => "unknown",
+            ErrorKind::Ambiguous { .. } => "ambiguous",
             ErrorKind::InvalidId => "invalid-id",
             ErrorKind::NotRunning { .. } => "not-running",
             ErrorKind::Exists { .. } => "exists",
@@ -194,6 +231,11 @@ impl Error {
             ErrorKind::Cgroup { .. } => "cgroup",
             ErrorKind::Option { .. } => "option",
             ErrorKind::Unsupported(_) => "unsupported",
+            ErrorKind::Policy(_) => "policy",
+            #[cfg(feature = "engine")]
+            ErrorKind::Api(_) => "api",
+            #[cfg(feature = "engine")]
+            ErrorKind::EngineRestore { .. } => "engine-restore",
             ErrorKind::System { .. } => "system",
             ErrorKind::Criu(_) => "criu",
         }
@@ -206,6 +248,12 @@ impl Error {
             engine, id, kind, ..
         } = &*self.inner;
         match kind {
+            ErrorKind::Unknown { .. } | ErrorKind::NotRunning { .. } | ErrorKind::Exists { .. }
+                if *engine == EngineKind::Docker =>
+            {
+                Some(of_docker(kind, id))
+            }
+            ErrorKind::Ambiguous { .. } => Some("write more of the id".into()),
             ErrorKind::Unknown { .. } => Some(format!(
                 "`{engine} list` shows the names there are; containers of another --root need that root here as well"
             )),
@@ -274,7 +322,25 @@ impl Serialize for Error {
         map.serialize_entry("remedy", &self.remedy())?;
         map.serialize_entry("leftBehind", &self.inner.left_behind)?;
         map.serialize_entry("criu", &self.criu())?;
+        #[cfg(feature = "engine")]
+        map.serialize_entry("findings", &self.findings())?;
         map.end()
+    }
+}
+
+/// What Docker can do about a container that is not as it must be.
+fn of_docker(kind: &ErrorKind, id: &str) -> String {
+    match kind {
+        ErrorKind::NotRunning {
+            status: Status::Created,
+        } => format!("start it first: `docker start {id}`"),
+        ErrorKind::NotRunning { .. } => {
+            format!("there are no processes to checkpoint; `docker start {id}` starts it anew")
+        }
+        ErrorKind::Exists { .. } => format!(
+            "it is restored only when it is stopped: `docker stop {id}` ends what it does now"
+        ),
+        _ => "`docker ps --all` shows the names there are".into(),
     }
 }
 

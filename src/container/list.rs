@@ -21,13 +21,15 @@ use super::runtime::{Engine, Runtime};
 pub struct Listed {
     /// Whose it is.
     pub engine: EngineKind,
-    /// Its name.
+    /// What it is known by to its engine.
     pub id: String,
+    /// Its name, if the engine gives containers one besides.
+    pub name: Option<String>,
     /// Its first process, unless that has ended.
     pub pid: Option<i32>,
     /// What it does; `None` when its record cannot be read.
     pub status: Option<Status>,
-    /// The directory with its `config.json`.
+    /// The directory with its `config.json`; empty where the engine keeps that to itself.
     pub bundle: PathBuf,
     /// Why it cannot be checkpointed, as far as the record tells; `None` when it can.
     pub obstacle: Option<String>,
@@ -83,6 +85,7 @@ fn listed<E: Engine>(directory: &Path, id: String, host: &Hierarchies) -> Option
             return Some(Listed {
                 engine: E::KIND,
                 id,
+                name: None,
                 pid: None,
                 status: None,
                 bundle: PathBuf::new(),
@@ -106,6 +109,7 @@ fn listed<E: Engine>(directory: &Path, id: String, host: &Hierarchies) -> Option
     Some(Listed {
         engine: E::KIND,
         id,
+        name: None,
         pid: (status != Status::Stopped).then_some(init.pid),
         status: Some(status),
         bundle,

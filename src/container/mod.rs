@@ -3,7 +3,8 @@
 //!
 //! Owns what an engine does around CRIU: which resources are external and by what name, the root file system's mount,
 //! mount points, control groups, the loopback interface, the record. It never runs an engine's program and never
-//! parses what one prints: it reads and writes the engines' own files, `/proc`, and the control groups' file systems.
+//! parses what one prints: it reads and writes the engines' own files, `/proc`, and the control groups' file systems, and
+//! asks daemons over their APIs.
 //!
 //! ```text
 //! checkpoint   record ─ Model ─┐
@@ -23,9 +24,10 @@
 mod adopt;
 mod cgroup;
 pub mod crun;
+#[cfg(feature = "engine")]
+pub mod docker;
 mod error;
 #[cfg(feature = "engine")]
-#[allow(dead_code, reason = "the engines follow")]
 mod http;
 mod list;
 mod model;

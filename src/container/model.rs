@@ -23,6 +23,8 @@ pub enum EngineKind {
     Crun,
     /// Podman, over one of the others.
     Podman,
+    /// Docker, over one of the others.
+    Docker,
 }
 
 impl fmt::Display for EngineKind {
@@ -31,6 +33,7 @@ impl fmt::Display for EngineKind {
             Self::Runc => "runc",
             Self::Crun => "crun",
             Self::Podman => "podman",
+            Self::Docker => "docker",
         })
     }
 }

@@ -152,6 +152,16 @@ pub enum Action {
         /// CRIU's name of the request.
         request: String,
     },
+    /// Puts links to the images where an engine reads them.
+    LinkImages {
+        /// The directory that is made for them.
+        directory: PathBuf,
+    },
+    /// Removes such links.
+    UnlinkImages {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// Asks an engine over its API.
     AskEngine {
         /// What, in the API's own words.
@@ -266,6 +276,7 @@ impl Action {
             // What comes after a success is not for a failure to undo.
             _ if *when == When::After => Undo::Nothing,
             Self::WriteLog { .. } => Undo::IfEmpty,
+            Self::LinkImages { .. } => Undo::Removed,
             Self::ReserveRecord { .. }
             | Self::BeginJournal { .. }
             | Self::EnsureMountPoint { .. }
@@ -323,6 +334,12 @@ impl fmt::Display for Action {
             Self::MakeDirectory { path, .. } => write!(f, "make the directory {}", shown(path)),
             Self::WriteLog { path } => write!(f, "make the log {}", shown(path)),
             Self::Ask { request } => write!(f, "send CRIU the request {request}"),
+            Self::LinkImages { directory } => {
+                write!(f, "make links to the images in {}", shown(directory))
+            }
+            Self::UnlinkImages { directory } => {
+                write!(f, "remove {} with the links in it", shown(directory))
+            }
             Self::AskEngine { request } => write!(f, "ask the engine: {request}"),
             Self::RunProgram { program } => write!(f, "run {}", shown(program)),
             Self::RemoveFile { path } => write!(f, "remove {}, if it is there", shown(path)),

@@ -270,9 +270,9 @@ fn targets_are_refused_with_what_to_write() {
     for (target, remedy) in [
         ("4711", "pid:4711"),
         ("pid:0", "pid:4711"),
-        ("docker:web", "not supported by this version"),
+        ("docker:we/b", "letters"),
         ("podman:web", "not supported by this version"),
-        ("rkt:web", "pid:N, runc:ID or crun:ID"),
+        ("rkt:web", "pid:N, runc:ID, crun:ID or docker:ID"),
         ("../web", "letters"),
     ] {
         fails(

@@ -19,7 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         trial("five_hundred_are_listed_at_once", five_hundred),
         trial("every_status_says_whether_it_can_be_checkpointed", statuses),
-        trial("an_id_is_looked_for_in_both_runtimes", bare_ids),
+        trial("an_id_is_looked_for_in_every_engine", bare_ids),
     ]
 }
 
@@ -69,6 +69,8 @@ impl Roots {
             .arg(self.path("runc"))
             .arg("--crun-root")
             .arg(self.path("crun"))
+            // This machine's Docker is not asked.
+            .env("DOCKER_HOST", "unix:///nonexistent/docker.sock")
             .stdin(Stdio::null())
             .output()
             .unwrap()
@@ -200,7 +202,13 @@ fn bare_ids() {
             "a directory was made for nothing"
         );
     };
-    refused("both", &["runc:both and crun:both", "hint: "]);
+    refused(
+        "both",
+        &[
+            "several containers \"both\"",
+            "hint: write runc:both or crun:both",
+        ],
+    );
     let roots_of = [roots.path("runc"), roots.path("crun")];
     let looked = roots_of.each_ref().map(|path| path.to_str().unwrap());
     refused(

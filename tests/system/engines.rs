@@ -143,8 +143,19 @@ pub(crate) fn with_engine(
     environment: Environment,
     test: impl FnOnce(&mut dyn Engine) -> Outcome,
 ) -> Outcome {
+    with_made(
+        || make(environment),
+        |engine: &mut (dyn Engine + 'static)| test(engine),
+    )
+}
+
+/// The same of an engine of a type that is known.
+pub(crate) fn with_made<E: Engine + ?Sized>(
+    make: impl FnOnce() -> Result<Box<E>, String>,
+    test: impl FnOnce(&mut E) -> Outcome,
+) -> Outcome {
     let (traces, links) = (Traces::take(), links());
-    let mut engine = make(environment)?;
+    let mut engine = make()?;
     let left = engine.ground().traces();
     test(&mut *engine)?;
     drop(engine);

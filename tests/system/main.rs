@@ -5,6 +5,7 @@ mod connection;
 mod contain;
 mod core;
 mod cpuinfo;
+mod docker;
 mod dry_run;
 mod engines;
 mod hardship;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         dry_run::tests(),
         runtimes::tests(),
         engines::tests(),
+        docker::tests(),
         matrix::tests(),
         interposed::tests(),
     ];

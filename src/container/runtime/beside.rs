@@ -199,7 +199,7 @@ fn read(images: &ImagesDir, name: &str) -> Result<Option<Vec<u8>>> {
 }
 
 /// What the standard descriptors were, of images that are complete.
-pub(super) fn descriptors(images: &ImagesDir) -> Result<Vec<String>> {
+pub(in crate::container) fn descriptors(images: &ImagesDir) -> Result<Vec<String>> {
     let problem = |name: &str, problem: &str| ErrorKind::Images {
         path: images.path().join(name),
         problem: problem.into(),
@@ -240,6 +240,37 @@ pub fn engine_of(images: &ImagesDir) -> io::Result<Option<EngineKind>> {
     let bytes = read(images, SAVED_PLAN).map_err(io::Error::other)?;
     let asked = bytes.map(|bytes| serde_json::from_slice::<Asked>(&bytes));
     Ok(asked.transpose()?.map(|asked| asked.engine))
+}
+
+/// Refuses images of another container, if a checkpoint by this library says whose they are.
+#[cfg(feature = "engine")]
+pub(in crate::container) fn belongs(images: &ImagesDir, id: &str) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Asked {
+        engine: EngineKind,
+        id: String,
+    }
+    let Some(bytes) = read(images, SAVED_PLAN)? else {
+        return Ok(());
+    };
+    let path = images.path().join(SAVED_PLAN);
+    let asked: Asked = serde_json::from_slice(&bytes).map_err(|source| ErrorKind::Images {
+        path: path.clone(),
+        problem: "is broken: remove it, and the restore does without it".into(),
+        source: Some(source.into()),
+    })?;
+    match asked.id == id {
+        true => Ok(()),
+        false => Err(ErrorKind::Images {
+            path,
+            problem: format!(
+                "says that these are images of another container, {}:{}: give the directory that this one was checkpointed \
+                 into",
+                asked.engine, asked.id
+            ),
+            source: None,
+        }),
+    }
 }
 
 /// Whether a network namespace's interfaces are in the images, as far as their names tell.

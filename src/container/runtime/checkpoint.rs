@@ -78,7 +78,7 @@ impl<E: Engine> Runtime<E> {
 
     /// Checkpoints a container that an engine above the runtime cleans up after: once its processes have been ended by CRIU,
     /// everything else of it is as it was.
-    #[allow(dead_code, reason = "the engines follow")]
+    #[cfg(feature = "engine")]
     pub(crate) async fn checkpoint_for(
         &self,
         owner: Owner<'_>,
@@ -165,7 +165,7 @@ impl<E: Engine> Runtime<E> {
     }
 
     /// The same of a container that an engine above the runtime cleans up after, as [`Runtime::checkpoint_for`].
-    #[allow(dead_code, reason = "the engines follow")]
+    #[cfg(feature = "engine")]
     pub(crate) async fn plan_checkpoint_for(
         &self,
         owner: Owner<'_>,

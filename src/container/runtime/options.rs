@@ -36,6 +36,11 @@ impl CheckpointOptions {
         Self::default()
     }
 
+    #[cfg(feature = "engine")]
+    pub(in crate::container) fn leaves_running(&self) -> bool {
+        self.leave_running
+    }
+
     /// Options of CRIU that runtimes do not have.
     pub fn criu(mut self, options: DumpOptions) -> Self {
         self.criu = options;

@@ -111,7 +111,7 @@ impl<E: Engine> Runtime<E> {
             rootfs,
         };
         let Draft {
-            model,
+            mut model,
             record,
             notes,
         } = E::draft(&Source {
@@ -123,6 +123,14 @@ impl<E: Engine> Runtime<E> {
             descriptors: &descriptors,
         })?;
         check(&model, &bundle.config)?;
+        // A runtime follows a link when it mounts, but CRIU does not.
+        for mount in &mut model.mounts {
+            if mount.kind == MountKind::Bind
+                && let Ok(source) = fs::canonicalize(&mount.source)
+            {
+                mount.source = source;
+            }
+        }
         let plan = RestorePlan::new(
             &model,
             &host,

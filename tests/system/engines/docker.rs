@@ -1,6 +1,7 @@
 //! Docker with a daemon of its own.
 
 use std::fs::{self, File};
+use std::path::PathBuf;
 use std::process::Child;
 
 use nix::sys::signal::{Signal, kill};
@@ -54,6 +55,32 @@ impl Docker {
         let archive = docker.ground.make_archive()?;
         docker.run(&["import", &archive, IMAGE].map(str::to_owned))?;
         Ok(docker)
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.ground.path("docker.sock")
+    }
+
+    /// Has Docker do something.
+    pub(crate) fn docker(&self, arguments: &[&str]) -> Result<String, String> {
+        let arguments: Vec<_> = arguments.iter().map(|word| (*word).to_owned()).collect();
+        self.run(&arguments)
+    }
+
+    /// Starts the container with these options, and waits until it counts.
+    pub(crate) fn start_with(&self, options: &[&str]) -> Outcome {
+        self.run_container(options, &COUNTER)?;
+        self.ground.counts()
+    }
+
+    /// Starts the container with another program in it.
+    pub(crate) fn run_container(&self, options: &[&str], program: &[&str]) -> Outcome {
+        let volume = self.ground.volume();
+        let named = ["run", "--detach", "--name", &self.ground.id];
+        let mounted = ["--volume", &volume];
+        self.docker(&[&named, options, &mounted, &[IMAGE], program].concat())?;
+        Ok(())
     }
 
     fn is_up(&mut self) -> Outcome {
@@ -122,22 +149,7 @@ impl Engine for Docker {
     }
 
     fn start(&mut self) -> Outcome {
-        let volume = self.ground.volume();
-        let options = [
-            "--name",
-            &self.ground.id,
-            "--network",
-            "none",
-            "--volume",
-            &volume,
-        ];
-        let mut arguments = vec!["run", "--detach"];
-        arguments.extend(options);
-        arguments.push(IMAGE);
-        arguments.extend(COUNTER);
-        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
-        self.run(&arguments)?;
-        self.ground.counts()
+        self.start_with(&["--network", "none"])
     }
 
     fn status(&self) -> Result<Status, String> {
@@ -168,7 +180,10 @@ impl Engine for Docker {
 impl Drop for Docker {
     fn drop(&mut self) {
         if !self.has_ended() {
-            let _ = self.run(&["rm", "--force", &self.ground.id].map(str::to_owned));
+            let all = self.docker(&["ps", "--all", "--quiet"]).unwrap_or_default();
+            let remove = ["rm", "--force", "--volumes"];
+            let _ = self.docker(&remove.into_iter().chain(all.lines()).collect::<Vec<_>>());
+            let _ = self.docker(&["network", "prune", "--force"]);
             if let Ok(pid) = i32::try_from(self.daemon.id()) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
             }

@@ -66,6 +66,13 @@ pub(crate) struct Ground {
     environment: Environment,
 }
 
+impl Count {
+    /// Whether it is of the same run, and at most `distance` ahead of `other`.
+    pub(crate) fn is_within(&self, other: &Self, distance: u64) -> bool {
+        self.run == other.run && (other.number + 1..=other.number + distance).contains(&self.number)
+    }
+}
+
 impl Ground {
     pub(super) fn new(name: &str, environment: Environment) -> Result<Self, String> {
         // Sockets below it, and Podman's directory for them, must have short names.
@@ -321,6 +328,14 @@ impl Sweep {
         found.sort_unstable();
         found.dedup();
         found
+    }
+
+    /// The groups that have processes in them.
+    pub(crate) fn groups_of_processes(&self) -> Vec<PathBuf> {
+        let has_some = |group: &PathBuf| {
+            fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|members| !members.is_empty())
+        };
+        self.groups().into_iter().filter(has_some).collect()
     }
 
     fn members(&self) -> Vec<i32> {

@@ -371,6 +371,10 @@ pub(super) fn everything<E: Program>() -> Outcome {
 fn with_everything<E: Program>(outside: &Path, hook: &Path, ran: &Path) -> Outcome {
     let at = |name: &str| outside.join(name).display().to_string();
     fs::write(outside.join("tree/inner/deep"), "deep").map_err(text)?;
+    // The runtimes follow links that they mount, and CRIU does not.
+    symlink("file", outside.join("link")).map_err(text)?;
+    fs::write(outside.join("tree/shallow"), "shallow").map_err(text)?;
+    symlink("tree", outside.join("tree-link")).map_err(text)?;
     let mut box_ = Fixture::<E>::with("all", |config| {
         let mounts = config["mounts"].as_array_mut().expect("mounts");
         mounts.push(
@@ -379,6 +383,8 @@ fn with_everything<E: Program>(outside: &Path, hook: &Path, ran: &Path) -> Outco
         );
         mounts.push(json!({"destination": "/tree", "type": "none", "source": at("tree"), "options": ["rbind"]}));
         mounts.push(json!({"destination": "/tree/point", "type": "bind", "source": at("file"), "options": ["bind"]}));
+        mounts.push(json!({"destination": "/link", "type": "bind", "source": at("link"), "options": ["bind", "ro"]}));
+        mounts.push(json!({"destination": "/tree-link", "type": "bind", "source": at("tree-link"), "options": ["bind", "ro"]}));
         mounts.push(json!({"destination": "/cache", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]}));
         config["linux"]["resources"]["pids"] = json!({"limit": 50});
         config["linux"]["resources"]["memory"] = json!({"limit": 67_108_864});
@@ -448,6 +454,8 @@ fn with_everything<E: Program>(outside: &Path, hook: &Path, ran: &Path) -> Outco
         ("/var/run/file", "from outside"),
         ("/tree/point", "from outside"),
         ("/tree/inner/deep", "deep"),
+        ("/link", "from outside"),
+        ("/tree-link/shallow", "shallow"),
         ("/cache/kept", "kept\n"),
     ] {
         let read = box_.run(&["exec", &box_.id, "/bin/cat", path])?;

@@ -1,0 +1,383 @@
+//! What is asked of Docker, and what is understood of its answers.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+
+use super::{Container, Docker, is_no_link};
+use crate::container::error::ErrorKind;
+use crate::container::http::{ApiError, Request};
+use crate::container::list::Listed;
+use crate::container::model::{EngineKind, Status, is_valid_id};
+
+type Result<T> = std::result::Result<T, ErrorKind>;
+
+/// The API from which on there are checkpoints, with Docker 1.12.
+const OLDEST: (u64, u64) = (1, 24);
+/// How many questions are asked at once, at most.
+const AT_ONCE: usize = 16;
+/// Why Docker's own restore fails in some releases, which is containerd's issue 12141.
+const NO_NETWORK: &str = "this release of Docker looks for the network of a restored container before there is one \
+    (\"bind-mount /proc/0/ns/net\"), so its restore fails";
+
+/// The daemon.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Version {
+    version: String,
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    experimental: bool,
+    #[serde(default)]
+    components: Vec<Component>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Component {
+    name: String,
+}
+
+/// As much of `/info` as is needed.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Info {
+    pub(super) docker_root_dir: PathBuf,
+}
+
+/// As much of a container's description as is needed.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Inspected {
+    pub(super) id: String,
+    #[serde(default)]
+    name: String,
+    pub(super) state: State,
+    pub(super) host_config: HostConfig,
+    #[serde(default)]
+    mounts: Vec<Mount>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Mount {
+    #[serde(default)]
+    r#type: String,
+    #[serde(default)]
+    source: PathBuf,
+    #[serde(default)]
+    destination: PathBuf,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct State {
+    #[serde(default)]
+    status: String,
+    pub(super) running: bool,
+    #[serde(default)]
+    paused: bool,
+    #[serde(default)]
+    restarting: bool,
+    #[serde(default)]
+    pub(super) pid: i32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct HostConfig {
+    #[serde(default)]
+    network_mode: String,
+    #[serde(default)]
+    auto_remove: bool,
+    #[serde(default)]
+    restart_policy: RestartPolicy,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RestartPolicy {
+    #[serde(default)]
+    name: String,
+}
+
+/// A container of the list.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    id: String,
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    state: String,
+}
+
+impl Version {
+    /// What begins like numbers with dots between.
+    fn numbers(text: &str) -> (u64, u64) {
+        let mut parts = text.split(|c: char| !c.is_ascii_digit());
+        let mut next = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0);
+        (next(), next())
+    }
+
+    fn check(&self) -> Result<()> {
+        if self
+            .components
+            .iter()
+            .any(|one| one.name == "Podman Engine")
+        {
+            return Err(ErrorKind::Unsupported(
+                "it is Podman that listens at Docker's socket: write podman: and the container's name".into(),
+            ));
+        }
+        match Self::numbers(&self.api_version) >= OLDEST {
+            true => Ok(()),
+            false => Err(ErrorKind::Unsupported(format!(
+                "Docker {} has API {}, and checkpoints need {}.{} (Docker 1.12) or later: update it",
+                self.version, self.api_version, OLDEST.0, OLDEST.1
+            ))),
+        }
+    }
+
+    /// Whether the daemon could restore a container by itself.
+    pub(super) fn restores(&self, inspected: &Inspected) -> Result<()> {
+        if !self.experimental {
+            return Err(ErrorKind::Unsupported(format!(
+                "Docker {} would not restore it, as its experimental features are off: set \"experimental\": true in the \
+                 daemon's configuration (/etc/docker/daemon.json) and restart it; or leave the container running",
+                self.version
+            )));
+        }
+        let version = Self::numbers(&self.version);
+        let joins_another = ["host", "container:"]
+            .iter()
+            .any(|mode| inspected.host_config.network_mode.starts_with(mode));
+        match (version == (26, 0) || version.0 >= 28) && !joins_another {
+            false => Ok(()),
+            true => Err(ErrorKind::Unsupported(format!(
+                "Docker {} cannot restore a container with network {:?}: {NO_NETWORK}. Use Docker 25, 26.1 or 27, or the \
+                 network mode host; a checkpoint that leaves the container running can be made",
+                self.version, inspected.host_config.network_mode
+            ))),
+        }
+    }
+}
+
+impl Inspected {
+    pub(super) fn container(self) -> Container {
+        let status = self.status();
+        Container {
+            pid: (status != Status::Stopped)
+                .then_some(self.state.pid)
+                .filter(|pid| *pid > 0),
+            status,
+            name: self.name.trim_start_matches('/').to_owned(),
+            id: self.id,
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        match self.name.trim_start_matches('/') {
+            "" => &self.id,
+            name => name,
+        }
+    }
+
+    pub(super) fn status(&self) -> Status {
+        match () {
+            () if self.state.restarting => Status::Stopped,
+            () if self.state.paused => Status::Paused,
+            () if self.state.running => Status::Running,
+            () => status(&self.state.status),
+        }
+    }
+
+    /// There are processes to checkpoint.
+    pub(super) fn is_up(&self) -> Result<()> {
+        match self.status() {
+            Status::Running | Status::Paused => Ok(()),
+            status => Err(ErrorKind::NotRunning { status }),
+        }
+    }
+
+    /// There are no processes, and none are about to be.
+    pub(super) fn is_down(&self) -> Result<()> {
+        let name = self.name();
+        if self.state.restarting {
+            return Err(ErrorKind::Policy(format!(
+                "Docker is about to start it again: stop it first, with `docker stop {name}`"
+            )));
+        }
+        match (self.status(), self.state.status.as_str()) {
+            (Status::Running | Status::Paused, _) => Err(ErrorKind::Exists {
+                status: self.status(),
+            }),
+            (_, status @ ("removing" | "dead")) => Err(ErrorKind::Unsupported(format!(
+                "it is {status}, and Docker starts no such container: make it anew, with `docker create`"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is mounted can be mounted by a restore.
+    pub(super) fn has_no_linked_binds(&self) -> Result<()> {
+        let mut binds = self.mounts.iter().filter(|mount| mount.r#type == "bind");
+        binds.try_for_each(|mount| is_no_link(&mount.source, &mount.destination))
+    }
+
+    /// Docker leaves it alone once it has ended.
+    pub(super) fn stays_ended(&self) -> Result<()> {
+        let name = self.name();
+        if self.host_config.auto_remove {
+            return Err(ErrorKind::Policy(
+                "Docker removes it as soon as it has ended (--rm), and there would be nothing to restore: leave it running, \
+                 or make it without --rm"
+                    .into(),
+            ));
+        }
+        match self.host_config.restart_policy.name.as_str() {
+            "" | "no" => Ok(()),
+            policy => Err(ErrorKind::Policy(format!(
+                "Docker starts it anew as soon as it has ended (restart policy {policy}): leave it running, or first \
+                 `docker update --restart no {name}`, and after the restore `docker update --restart {policy} {name}`"
+            ))),
+        }
+    }
+}
+
+/// Docker's words for it.
+fn status(word: &str) -> Status {
+    match word {
+        "created" => Status::Created,
+        "running" => Status::Running,
+        "paused" => Status::Paused,
+        _ => Status::Stopped,
+    }
+}
+
+impl Docker {
+    pub(super) async fn ask<T: DeserializeOwned>(&self, request: Request) -> Result<T> {
+        let answer = self.client.ask(request).await?;
+        Ok(answer.json()?)
+    }
+
+    /// The daemon's version, if it is one that will do.
+    pub(super) async fn version(&self) -> Result<Version> {
+        let version: Version = self.ask(Request::get(&["version"])).await?;
+        version.check()?;
+        Ok(version)
+    }
+
+    pub(super) async fn info(&self) -> Result<Info> {
+        self.ask(Request::get(&["info"])).await
+    }
+
+    pub(super) async fn inspect(&self, name: &str) -> Result<Inspected> {
+        if !is_valid_id(name) {
+            return Err(ErrorKind::InvalidId);
+        }
+        let error = match self
+            .client
+            .ask(Request::get(&["containers", name, "json"]))
+            .await
+        {
+            Ok(answer) => return Ok(answer.json()?),
+            Err(error) => error,
+        };
+        match error.status() {
+            Some(404) => Err(ErrorKind::Unknown {
+                root: self.socket().to_owned(),
+            }),
+            // How it says that a prefix fits several has changed over the releases.
+            Some(_) => {
+                let candidates: Vec<String> = self
+                    .entries()
+                    .await?
+                    .into_iter()
+                    .filter(|entry| entry.id.starts_with(name))
+                    .map(|entry| entry.id)
+                    .collect();
+                match candidates.len() {
+                    0 | 1 => Err(error.into()),
+                    _ => Err(ErrorKind::Ambiguous { candidates }),
+                }
+            }
+            None => Err(error.into()),
+        }
+    }
+
+    async fn entries(&self) -> Result<Vec<Entry>> {
+        let request = Request::get(&["containers", "json"]).query("all", "1");
+        self.ask(request).await
+    }
+
+    pub(super) async fn listed(&self) -> Result<Vec<Listed>> {
+        self.version().await?;
+        let mut entries = self.entries().await?.into_iter();
+        let (mut listed, mut asked) = (Vec::new(), JoinSet::new());
+        loop {
+            while asked.len() < AT_ONCE
+                && let Some(entry) = entries.next()
+            {
+                let docker = self.clone();
+                asked.spawn(async move { docker.entry(entry).await });
+            }
+            match asked.join_next().await {
+                None => break,
+                Some(Ok(Some(entry))) => listed.push(entry),
+                // It is gone by now.
+                Some(Ok(None)) => {}
+                Some(Err(error)) => {
+                    return Err(ErrorKind::system("asking Docker")(std::io::Error::other(
+                        error,
+                    )));
+                }
+            }
+        }
+        listed.sort_by(|one, other| one.id.cmp(&other.id));
+        Ok(listed)
+    }
+
+    /// The list does not tell pids.
+    async fn entry(&self, entry: Entry) -> Option<Listed> {
+        let name = entry
+            .names
+            .first()
+            .map(|name| name.trim_start_matches('/').to_owned());
+        let mut listed = Listed {
+            engine: EngineKind::Docker,
+            id: entry.id,
+            name,
+            pid: None,
+            status: Some(status(&entry.state)),
+            bundle: PathBuf::new(),
+            obstacle: Some("it is stopped".to_owned()),
+        };
+        if listed.status == Some(Status::Created) {
+            listed.obstacle = Some("it is not started".to_owned());
+        }
+        if !matches!(listed.status, Some(Status::Running | Status::Paused)) {
+            return Some(listed);
+        }
+        match self.inspect(&listed.id).await {
+            Ok(inspected) => {
+                listed.obstacle = inspected.is_up().err().map(|kind| kind.to_string());
+                let container = inspected.container();
+                listed.status = Some(container.status);
+                listed.pid = container.pid;
+            }
+            Err(ErrorKind::Unknown { .. }) => return None,
+            Err(error) => listed.obstacle = Some(error.to_string()),
+        }
+        Some(listed)
+    }
+}
+
+impl From<ApiError> for ErrorKind {
+    fn from(error: ApiError) -> Self {
+        Self::Api(Box::new(error))
+    }
+}
