@@ -1,6 +1,7 @@
 //! The tests that need root and a real CRIU. See `docs/testing.md`.
 
 mod causes;
+mod conformance;
 mod connection;
 mod contain;
 mod core;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         long_options::tests(),
         netlock::tests(),
         dry_run::tests(),
+        conformance::tests(),
         runtimes::tests(),
         engines::tests(),
         docker::tests(),

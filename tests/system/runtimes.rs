@@ -1,8 +1,9 @@
 //! The runtimes' containers: checkpointed and restored over our own RPC, and handed back and forth with the runtimes
 //! themselves.
 
+mod cgroup_namespace;
 mod failures;
-mod fixture;
+pub(crate) mod fixture;
 mod interchange;
 mod journeys;
 mod planned;
@@ -91,6 +92,10 @@ fn of<E: Program>() -> Tests {
         (
             "a refused checkpoint leaves an older one whole",
             failures::older_checkpoint::<E>,
+        ),
+        (
+            "a cgroup namespace is the container's own",
+            cgroup_namespace::there_and_back::<E>,
         ),
         (
             "a dry run asks what is sent",

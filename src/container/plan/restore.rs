@@ -94,7 +94,8 @@ impl RestorePlan {
         for mount in &model.mounts {
             match mount.kind {
                 MountKind::Bind => external.add(&mount.target, &mount.source),
-                MountKind::Cgroup if model.has_cgroup_binds() => {
+                // Also of one with a cgroup namespace, whose mounts are its own: crun names them all the same.
+                MountKind::Cgroup => {
                     for (controller, group) in &model.cgroups {
                         let name = host
                             .mount_name(controller)

@@ -30,7 +30,7 @@ impl Environment {
     }
 
     /// A root shell that was made by su has no sbin directories on its path: they come last.
-    fn path(&self) -> Result<OsString, String> {
+    pub(crate) fn path(&self) -> Result<OsString, String> {
         let ours = std::env::var_os("PATH").unwrap_or_default();
         let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
         std::env::join_paths(

@@ -15,11 +15,11 @@ use criu_client::container::runc::RuncEngine;
 use criu_client::container::runtime::{CheckpointOptions, Engine, RestoreOptions, Runtime};
 use serde_json::{Value, json};
 
-use crate::engines::OneVersion;
+use crate::engines::{Environment, OneVersion};
 use crate::support::{Outcome, block_on, criu, ensure, text, until};
 
 /// The program of a runtime that is known.
-pub(super) trait Program: Engine {
+pub(crate) trait Program: Engine {
     const NAME: &'static str;
     /// What is in the directory of a container.
     const FILES: &'static [&'static str];
@@ -66,28 +66,31 @@ impl Program for CrunEngine {
 }
 
 /// A bundle, a container of it, and a root for runc's records: all of one test.
-pub(super) struct Fixture<E: Program> {
-    pub(super) directory: Arc<tempfile::TempDir>,
-    pub(super) id: String,
+pub(crate) struct Fixture<E: Program> {
+    pub(crate) directory: Arc<tempfile::TempDir>,
+    pub(crate) id: String,
     /// The processes that came to us, to be reaped.
-    pub(super) inits: Vec<i32>,
+    pub(crate) inits: Vec<i32>,
+    /// The environment of the runtime.
+    pub(crate) environment: Environment,
     engine: PhantomData<E>,
     _needed: Option<Arc<OneVersion>>,
 }
 
 impl<E: Program> Fixture<E> {
-    pub(super) fn new(id: &str) -> Result<Self, String> {
+    pub(crate) fn new(id: &str) -> Result<Self, String> {
         Self::with(id, |_| {})
     }
 
     /// A bundle of busybox that counts in `/count`, its default configuration changed by `change`.
-    pub(super) fn with(id: &str, change: impl FnOnce(&mut Value)) -> Result<Self, String> {
+    pub(crate) fn with(id: &str, change: impl FnOnce(&mut Value)) -> Result<Self, String> {
         let needed = E::needs()?;
         let directory = tempfile::tempdir().map_err(text)?;
         let fixture = Self {
             directory: directory.into(),
             id: format!("criuctl-test-{}-{id}", std::process::id()),
             inits: Vec::new(),
+            environment: Environment::default(),
             engine: PhantomData,
             _needed: needed,
         };
@@ -114,18 +117,19 @@ impl<E: Program> Fixture<E> {
     }
 
     /// A container of the same name, bundle and root as another that is gone.
-    pub(super) fn beside<F: Program>(other: &Fixture<F>) -> Result<Self, String> {
+    pub(crate) fn beside<F: Program>(other: &Fixture<F>) -> Result<Self, String> {
         Ok(Self {
             directory: Arc::clone(&other.directory),
             id: other.id.clone(),
             inits: Vec::new(),
+            environment: Environment::default(),
             engine: PhantomData,
             _needed: E::needs()?,
         })
     }
 
     /// Changes the configuration.
-    pub(super) fn configure(&self, change: impl FnOnce(&mut Value)) -> Outcome {
+    pub(crate) fn configure(&self, change: impl FnOnce(&mut Value)) -> Outcome {
         let path = self.bundle().join("config.json");
         let mut config: Value =
             serde_json::from_slice(&fs::read(&path).map_err(text)?).map_err(text)?;
@@ -133,39 +137,40 @@ impl<E: Program> Fixture<E> {
         fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)
     }
 
-    pub(super) fn bundle(&self) -> PathBuf {
+    pub(crate) fn bundle(&self) -> PathBuf {
         self.directory.path().join("bundle")
     }
 
-    pub(super) fn rootfs(&self) -> PathBuf {
+    pub(crate) fn rootfs(&self) -> PathBuf {
         self.bundle().join("rootfs")
     }
 
-    pub(super) fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.directory.path().join("root")
     }
 
-    pub(super) fn ours(&self) -> Runtime<E> {
+    pub(crate) fn ours(&self) -> Runtime<E> {
         Runtime::with_root(self.root())
     }
 
-    pub(super) fn images(&self, name: &str) -> ImagesDir {
+    pub(crate) fn images(&self, name: &str) -> ImagesDir {
         ImagesDir::create(self.directory.path().join(name)).expect("an images directory")
     }
 
     /// The runtime itself.
-    pub(super) fn command(&self, arguments: &[&str]) -> Result<Command, String> {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command, String> {
         let mut command = Command::new(E::path()?);
+        command.env("PATH", self.environment.path()?);
         command.arg("--root").arg(self.root()).args(arguments);
         command.stdin(Stdio::null());
         Ok(command)
     }
 
-    pub(super) fn try_run(&self, arguments: &[&str]) -> Result<Output, String> {
+    pub(crate) fn try_run(&self, arguments: &[&str]) -> Result<Output, String> {
         self.command(arguments)?.output().map_err(text)
     }
 
-    pub(super) fn run(&self, arguments: &[&str]) -> Result<String, String> {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.try_run(arguments)?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(
@@ -178,10 +183,11 @@ impl<E: Program> Fixture<E> {
     }
 
     /// `run -d` or `restore -d`, which leave their output to the container.
-    pub(super) fn run_detached(&mut self, arguments: &[&str], stdout: Stdio) -> Outcome {
+    pub(crate) fn run_detached(&mut self, arguments: &[&str], stdout: Stdio) -> Outcome {
         let log = self.directory.path().join("log");
         let mut command = Command::new(E::path()?);
         command
+            .env("PATH", self.environment.path()?)
             .arg("--root")
             .arg(self.root())
             .arg("--log")
@@ -202,39 +208,39 @@ impl<E: Program> Fixture<E> {
         Ok(())
     }
 
-    pub(super) fn start(&mut self) -> Outcome {
+    pub(crate) fn start(&mut self) -> Outcome {
         self.start_with(Stdio::null())
     }
 
-    pub(super) fn start_with(&mut self, stdout: Stdio) -> Outcome {
+    pub(crate) fn start_with(&mut self, stdout: Stdio) -> Outcome {
         let (bundle, id) = (self.bundle().display().to_string(), self.id.clone());
         self.run_detached(&["run", "-d", "--bundle", &bundle, &id], stdout)?;
         self.counts()
     }
 
     /// What the runtime says of the container.
-    pub(super) fn state(&self) -> Result<Value, String> {
+    pub(crate) fn state(&self) -> Result<Value, String> {
         serde_json::from_str(&self.run(&["state", &self.id])?).map_err(text)
     }
 
-    pub(super) fn pid(&self) -> Result<i32, String> {
+    pub(crate) fn pid(&self) -> Result<i32, String> {
         let pid = self.state()?["pid"].as_i64().unwrap_or_default();
         i32::try_from(pid).map_err(text)
     }
 
-    pub(super) fn has_status(&self, status: &str) -> Outcome {
+    pub(crate) fn has_status(&self, status: &str) -> Outcome {
         let state = self.state()?;
         ensure!(state["status"] == status, "not {status}: {state}");
         Ok(())
     }
 
     /// crun does not wait until everything is frozen.
-    pub(super) fn pause(&self) -> Outcome {
+    pub(crate) fn pause(&self) -> Outcome {
         self.run(&["pause", &self.id])?;
         until("it is paused", || self.has_status("paused").is_ok())
     }
 
-    pub(super) fn count(&self) -> Option<u64> {
+    pub(crate) fn count(&self) -> Option<u64> {
         // With a read-only root it is a bind mount.
         let bound = self.directory.path().join("count");
         fs::read_to_string(bound)
@@ -245,7 +251,7 @@ impl<E: Program> Fixture<E> {
             .ok()
     }
 
-    pub(super) fn counts(&self) -> Outcome {
+    pub(crate) fn counts(&self) -> Outcome {
         let before = self.count().unwrap_or(0);
         until("the container counts on", || {
             self.count().is_some_and(|count| count > before + 1)
@@ -253,7 +259,7 @@ impl<E: Program> Fixture<E> {
     }
 
     /// Reaps a container's process that has ended.
-    pub(super) fn reap(&mut self) {
+    pub(crate) fn reap(&mut self) {
         for pid in self.inits.drain(..) {
             let pid = nix::unistd::Pid::from_raw(pid);
             // Not ours if it ended as a child of somebody else.
@@ -261,7 +267,7 @@ impl<E: Program> Fixture<E> {
         }
     }
 
-    pub(super) fn checkpoint(&mut self, images: &ImagesDir) -> Outcome {
+    pub(crate) fn checkpoint(&mut self, images: &ImagesDir) -> Outcome {
         let report = block_on(self.ours().checkpoint(
             &criu(),
             &self.id,
@@ -279,11 +285,11 @@ impl<E: Program> Fixture<E> {
         self.is_gone()
     }
 
-    pub(super) fn restore(&mut self, images: &ImagesDir) -> Outcome {
+    pub(crate) fn restore(&mut self, images: &ImagesDir) -> Outcome {
         self.restore_with(images, RestoreOptions::new())
     }
 
-    pub(super) fn restore_with(&mut self, images: &ImagesDir, options: RestoreOptions) -> Outcome {
+    pub(crate) fn restore_with(&mut self, images: &ImagesDir, options: RestoreOptions) -> Outcome {
         let options = options.detach(true);
         let restored =
             block_on(
@@ -301,7 +307,7 @@ impl<E: Program> Fixture<E> {
     }
 
     /// Runs and is the runtime's; nothing of the restore is left.
-    pub(super) fn is_handed_over(&self) -> Outcome {
+    pub(crate) fn is_handed_over(&self) -> Outcome {
         self.has_status("running")?;
         self.counts()?;
         self.has_no_mounts()?;
@@ -315,7 +321,7 @@ impl<E: Program> Fixture<E> {
     }
 
     /// Others on this machine may mount what they like.
-    pub(super) fn has_no_mounts(&self) -> Outcome {
+    pub(crate) fn has_no_mounts(&self) -> Outcome {
         let ours = self.directory.path().display().to_string();
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(text)?;
         let mounts: Vec<_> = mounts.lines().filter(|line| line.contains(&ours)).collect();
@@ -335,7 +341,7 @@ impl<E: Program> Fixture<E> {
     }
 
     /// Neither record, nor groups, nor mounts.
-    pub(super) fn is_gone(&self) -> Outcome {
+    pub(crate) fn is_gone(&self) -> Outcome {
         let list = self.run(&["list", "--quiet"])?;
         ensure!(!list.contains(&self.id), "still listed: {list}");
         let records = fs::read_dir(self.root()).map_or(0, Iterator::count);
@@ -348,7 +354,7 @@ impl<E: Program> Fixture<E> {
         self.has_no_mounts()
     }
 
-    pub(super) fn delete(&mut self) -> Outcome {
+    pub(crate) fn delete(&mut self) -> Outcome {
         self.run(&["delete", "--force", &self.id])?;
         self.reap();
         self.is_gone()
@@ -365,11 +371,11 @@ impl<E: Program> Drop for Fixture<E> {
 }
 
 /// Numbers of one length, written in place: CRIU restores only files that have the size they had.
-pub(super) const COUNT: &str =
+pub(crate) const COUNT: &str =
     "i=0; while :; do i=$((i+1)); printf %020d $i 1<>/count; echo $i; sleep 0.02; done";
 
 /// The control groups of this name, in every hierarchy.
-pub(super) fn groups(id: &str) -> Vec<PathBuf> {
+pub(crate) fn groups(id: &str) -> Vec<PathBuf> {
     fn look(directory: &Path, id: &str, depth: u32, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -387,20 +393,20 @@ pub(super) fn groups(id: &str) -> Vec<PathBuf> {
 }
 
 /// A container operation's error with everything it knows.
-pub(super) fn whole(error: criu_client::container::Error) -> String {
+pub(crate) fn whole(error: criu_client::container::Error) -> String {
     serde_json::to_string_pretty(&error).unwrap_or_else(|_| format!("{error:?}"))
 }
 
 /// What comes out of a pipe.
-pub(super) struct Lines(pub(super) File);
+pub(crate) struct Lines(pub(crate) File);
 
 impl Lines {
-    pub(super) fn pipe() -> Result<(Self, OwnedFd), String> {
+    pub(crate) fn pipe() -> Result<(Self, OwnedFd), String> {
         let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(text)?;
         Ok((Self(File::from(read)), write))
     }
 
-    pub(super) fn number(&mut self) -> Result<u64, String> {
+    pub(crate) fn number(&mut self) -> Result<u64, String> {
         let mut line = Vec::new();
         let mut byte = [0];
         while byte != *b"\n" {
@@ -425,19 +431,19 @@ impl Lines {
 }
 
 /// A console socket that is listened at.
-pub(super) struct Console {
-    pub(super) socket: std::os::unix::net::UnixListener,
-    pub(super) path: PathBuf,
+pub(crate) struct Console {
+    pub(crate) socket: std::os::unix::net::UnixListener,
+    pub(crate) path: PathBuf,
 }
 
 impl Console {
-    pub(super) fn listen(path: PathBuf) -> Result<Self, String> {
+    pub(crate) fn listen(path: PathBuf) -> Result<Self, String> {
         let socket = std::os::unix::net::UnixListener::bind(&path).map_err(text)?;
         Ok(Self { socket, path })
     }
 
     /// The master that was sent, and the name that it was sent with.
-    pub(super) fn receive(&self) -> Result<(OwnedFd, String), String> {
+    pub(crate) fn receive(&self) -> Result<(OwnedFd, String), String> {
         use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
         let (stream, _) = self.socket.accept().map_err(text)?;
