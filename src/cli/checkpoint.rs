@@ -17,7 +17,7 @@ use super::hooks::CliHooks;
 use super::output::{Output, pages, time};
 use super::signals::{Interrupts, state_of};
 use super::target::Target;
-use super::{container, docker, report};
+use super::{container, docker, podman, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -58,6 +58,7 @@ pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<Ex
         None => checkpoint.containers.engine_of(id).await?,
     };
     match engine {
+        EngineKind::Podman => podman::checkpoint(context, checkpoint, id).await,
         EngineKind::Crun => {
             let crun = checkpoint.containers.crun();
             container::checkpoint(context, checkpoint, &crun, id).await

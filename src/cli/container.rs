@@ -31,25 +31,25 @@ use super::signals::{Attendant, Interrupts};
 /// The result of a checkpoint.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Checkpointed<'a, P> {
-    target: String,
-    images_dir: &'a Path,
-    pre_dump: bool,
+pub(super) struct Checkpointed<'a, P> {
+    pub(super) target: String,
+    pub(super) images_dir: &'a Path,
+    pub(super) pre_dump: bool,
     #[serde(flatten)]
-    report: &'a DumpReport,
-    plan: &'a P,
-    left_behind: &'a [String],
+    pub(super) report: &'a DumpReport,
+    pub(super) plan: &'a P,
+    pub(super) left_behind: &'a [String],
 }
 
 /// The result of a pre-dump.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PreDumped<'a> {
-    target: String,
-    images_dir: &'a Path,
-    pre_dump: bool,
+pub(super) struct PreDumped<'a> {
+    pub(super) target: String,
+    pub(super) images_dir: &'a Path,
+    pub(super) pre_dump: bool,
     #[serde(flatten)]
-    report: &'a PreDumpReport,
+    pub(super) report: &'a PreDumpReport,
 }
 
 /// The result of a restore.
@@ -99,18 +99,23 @@ impl Containers {
                 }),
             },
         };
+        let of_podman = self.of_podman(id)?;
+        // A runtime knows Podman's by their full ids: those are Podman's.
+        let is_podmans = of_podman.iter().any(|known| known == id);
         let found: Vec<EngineKind> = [
-            (EngineKind::Runc, has(&runc, id)),
-            (EngineKind::Crun, has(&crun, id)),
+            (EngineKind::Runc, has(&runc, id) && !is_podmans),
+            (EngineKind::Crun, has(&crun, id) && !is_podmans),
             (EngineKind::Docker, of_docker.is_ok()),
+            (EngineKind::Podman, !of_podman.is_empty()),
         ]
         .into_iter()
         .filter_map(|(engine, has)| has.then_some(engine))
         .collect();
         let looked = format!(
-            "{} (runc), {} (crun) and docker{}",
+            "{} (runc), {} (crun), {} (podman) and docker{}",
             runc.root().display(),
             crun.root().display(),
+            self.podman_root().display(),
             of_docker
                 .err()
                 .map(|why| format!(" ({why})"))
@@ -125,7 +130,7 @@ impl Containers {
             [] => Err(Failure::input(format!(
                 "there is no such container {id:?} in {looked}"
             ))
-            .hint("`criuctl list` shows the names there are; containers of another --root need --runc-root or --crun-root here")),
+            .hint("`criuctl list` shows the names there are; containers of another --root need --runc-root, --crun-root or --podman-root here")),
             _ => Err(Failure::input(format!(
                 "there are several containers {id:?}, in {looked}"
             ))
@@ -135,17 +140,28 @@ impl Containers {
 }
 
 /// Whose container an ID without an engine is to be.
-pub(super) fn engine_of_images(images: &ImagesDir, id: &str) -> Result<EngineKind, Failure> {
+pub(super) fn engine_of_images(
+    images: &ImagesDir,
+    id: &str,
+    containers: &Containers,
+) -> Result<EngineKind, Failure> {
     let known = runtime::engine_of(images).map_err(|error| {
         let path = images.path().display();
         Failure::input(format!("whose container is in {path} cannot be told")).caused_by(error)
     })?;
-    known.ok_or_else(|| {
+    // Podman's are there before they are restored.
+    let podmans = match known {
+        None if !containers.of_podman(id)?.is_empty() => Some(EngineKind::Podman),
+        known => known,
+    };
+    podmans.ok_or_else(|| {
         let path = images.path().display();
         Failure::usage(format!(
             "{path} does not say which runtime the container {id:?} is for"
         ))
-        .hint(format!("write runc:{id}, crun:{id} or docker:{id}"))
+        .hint(format!(
+            "write runc:{id}, crun:{id}, docker:{id} or podman:{id}"
+        ))
     })
 }
 
@@ -164,6 +180,7 @@ pub(super) fn refuse_roots(containers: &Containers) -> Result<(), Failure> {
     let given = [
         ("--runc-root", containers.runc_root.is_some()),
         ("--crun-root", containers.crun_root.is_some()),
+        ("--podman-root", containers.podman_root.is_some()),
     ];
     match given.into_iter().find(|(_, given)| *given) {
         Some((option, _)) => Err(not_for_processes(option)),
@@ -173,7 +190,7 @@ pub(super) fn refuse_roots(containers: &Containers) -> Result<(), Failure> {
 
 pub(super) fn not_for_processes(option: &str) -> Failure {
     Failure::usage(format!("{option} is for containers"))
-        .hint("leave it out, or write runc:ID, crun:ID or docker:ID as the target")
+        .hint("leave it out, or write runc:ID, crun:ID, docker:ID or podman:ID as the target")
 }
 
 pub(super) async fn checkpoint<E: Engine>(

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::values;
 
 /// Containers: checkpoint, restore and list.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Containers")]
 pub(super) struct Containers {
     /// Where runc keeps its containers, as its own --root [default: /run/runc]
@@ -21,6 +21,20 @@ pub(super) struct Containers {
     /// Where Docker listens, as unix:// and the path of its socket [default: unix:///var/run/docker.sock]
     #[arg(long, value_name = "HOST", env = "DOCKER_HOST", hide_env_values = true)]
     pub(super) docker_host: Option<String>,
+    /// Socket of Podman's service, as podman's own --url [default: unix:///run/podman/podman.sock, or a service that is
+    /// started for as long as it is needed]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "CONTAINER_HOST",
+        hide_env_values = true
+    )]
+    pub(super) podman_url: Option<String>,
+
+    /// Where Podman keeps its containers, as its own --root: there an ID alone is looked for, and a list begins
+    /// [default: /var/lib/containers/storage]
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    pub(super) podman_root: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

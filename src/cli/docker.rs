@@ -306,9 +306,8 @@ mod tests {
     fn docker_is_on_this_host() {
         let docker = |host: Option<&str>| {
             Containers {
-                runc_root: None,
-                crun_root: None,
                 docker_host: host.map(str::to_owned),
+                ..Containers::default()
             }
             .docker()
         };

@@ -176,6 +176,18 @@ impl Failure {
         self
     }
 
+    pub(super) fn is_interrupt(&self) -> bool {
+        self.status() == Status::Interrupted
+    }
+
+    /// Corrects what became of the tasks.
+    pub(super) fn with_tasks(mut self, state: TaskState) -> Self {
+        if let Self::Own(own) = &mut self {
+            own.tasks = Some(state);
+        }
+        self
+    }
+
     /// The exit status that it becomes.
     pub(super) fn status(&self) -> Status {
         match self {
@@ -369,6 +381,9 @@ fn of_container(error: &container::Error, verbose: bool) -> String {
     if let Some(findings) = error.findings() {
         if let Some(cause) = &findings.cause {
             text.detail("log line", &cause.line);
+        }
+        if let Some(log) = &findings.log {
+            text.detail("log", log.display());
         }
         if let Some(diagnosis) = &findings.diagnosis {
             text.cause(&diagnosis.summary);

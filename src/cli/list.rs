@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use criu_client::container::{ErrorKind, Listed};
+use criu_client::container::{ErrorKind, Listed, podman};
 
 use super::Context;
 use super::container_args::Containers;
 use super::failure::Failure;
 
-/// List the containers of runc, crun and Docker on this host
+/// List the containers of runc, crun, Docker and Podman on this host
 ///
 /// Says of each whether it can be checkpointed, as far as its record tells, and if not, why.
 #[derive(Debug, Args)]
@@ -37,6 +37,14 @@ struct Entry {
 pub(super) async fn run(context: &Context, list: &List) -> Result<ExitCode, Failure> {
     let mut listed = list.containers.runc().list()?;
     listed.extend(list.containers.crun().list()?);
+    let root = list.containers.podman_root();
+    let mut listed = podman::claim(listed, root).map_err(|error| {
+        Failure::failed(format!(
+            "Podman's containers in {} cannot be read",
+            root.display()
+        ))
+        .caused_by(error)
+    })?;
     listed.extend(of_docker(context, list).await);
     let entries: Vec<Entry> = listed
         .into_iter()

@@ -21,6 +21,7 @@ mod man;
 mod options;
 mod output;
 mod page_server;
+mod podman;
 mod replay;
 mod report;
 mod restore;

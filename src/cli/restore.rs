@@ -24,7 +24,7 @@ use super::output::{Output, pages, time};
 use super::restore_args::Restore;
 use super::signals::{Attendant, Interrupts, state_of};
 use super::target::Target;
-use super::{container, docker, report};
+use super::{container, docker, podman, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -46,9 +46,12 @@ pub(super) async fn run(context: &Context, restore: &Restore) -> Result<ExitCode
     };
     let engine = match engine {
         Some(engine) => *engine,
-        None => container::engine_of_images(&images_to_read(restore, None)?, id)?,
+        None => {
+            container::engine_of_images(&images_to_read(restore, None)?, id, &restore.containers)?
+        }
     };
     match engine {
+        EngineKind::Podman => podman::restore(context, restore, id).await,
         EngineKind::Crun => {
             let crun = restore.containers.crun();
             container::restore(context, restore, &crun, id).await

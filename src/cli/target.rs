@@ -1,4 +1,4 @@
-//! What is checkpointed or restored: `pid:N`, `runc:ID`, `crun:ID`, `docker:ID`, or a bare ID.
+//! What is checkpointed or restored: `pid:N`, `runc:ID`, `crun:ID`, `docker:ID`, `podman:ID`, or a bare ID.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,18 +15,18 @@ pub(super) enum Target {
 }
 
 /// Engines whose containers have a name in this grammar but cannot be handled yet.
-const OTHER_ENGINES: [&str; 2] = ["podman", "lxc"];
+const OTHER_ENGINES: [&str; 1] = ["lxc"];
 
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("write pid:N, runc:ID, crun:ID or docker:ID".into());
+            return Err("write pid:N, runc:ID, crun:ID, docker:ID or podman:ID".into());
         }
         if text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!(
-                "for a process write pid:{text}, for a container of that name runc:{text}, crun:{text} or docker:{text}"
+                "for a process write pid:{text}, for a container of that name runc:{text}, crun:{text}, docker:{text} or podman:{text}"
             ));
         }
         match text.split_once(':') {
@@ -45,11 +45,14 @@ impl FromStr for Target {
             Some(("docker", id)) => {
                 container_id(id).map(|id| Self::Container(Some(EngineKind::Docker), id))
             }
+            Some(("podman", id)) => {
+                container_id(id).map(|id| Self::Container(Some(EngineKind::Podman), id))
+            }
             Some((engine, _)) if OTHER_ENGINES.contains(&engine) => Err(format!(
-                "{engine} is not supported by this version: only pid:N, runc:ID, crun:ID and docker:ID are"
+                "{engine} is not supported by this version: only pid:N, runc:ID, crun:ID, docker:ID and podman:ID are"
             )),
             Some((engine, _)) => Err(format!(
-                "{engine:?} is no kind of target: write pid:N, runc:ID, crun:ID or docker:ID"
+                "{engine:?} is no kind of target: write pid:N, runc:ID, crun:ID, docker:ID or podman:ID"
             )),
             None => container_id(text).map(|id| Self::Container(None, id)),
         }
@@ -92,9 +95,17 @@ mod tests {
             container(Some(EngineKind::Runc), "web-1")
         );
         assert_eq!(parse("crun:w"), container(Some(EngineKind::Crun), "w"));
+        assert_eq!(parse("podman:w"), container(Some(EngineKind::Podman), "w"));
         assert_eq!(parse("web_1.a"), container(None, "web_1.a"));
         assert_eq!(parse("docker:w"), container(Some(EngineKind::Docker), "w"));
-        for text in ["pid:4711", "runc:web-1", "crun:w", "docker:w", "web_1.a"] {
+        for text in [
+            "pid:4711",
+            "runc:web-1",
+            "crun:w",
+            "docker:w",
+            "podman:w",
+            "web_1.a",
+        ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
     }
@@ -103,7 +114,7 @@ mod tests {
     fn refusals_say_what_to_write() {
         assert!(parse("4711").unwrap_err().contains("pid:4711"));
         assert!(
-            parse("podman:web")
+            parse("lxc:web")
                 .unwrap_err()
                 .contains("not supported by this version")
         );

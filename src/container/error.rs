@@ -249,9 +249,9 @@ impl Error {
         } = &*self.inner;
         match kind {
             ErrorKind::Unknown { .. } | ErrorKind::NotRunning { .. } | ErrorKind::Exists { .. }
-                if *engine == EngineKind::Docker =>
+                if matches!(engine, EngineKind::Docker | EngineKind::Podman) =>
             {
-                Some(of_docker(kind, id))
+                Some(of_engine(*engine, kind, id))
             }
             ErrorKind::Ambiguous { .. } => Some("write more of the id".into()),
             ErrorKind::Unknown { .. } => Some(format!(
@@ -328,19 +328,19 @@ impl Serialize for Error {
     }
 }
 
-/// What Docker can do about a container that is not as it must be.
-fn of_docker(kind: &ErrorKind, id: &str) -> String {
+/// What Docker or Podman can do about a container that is not as it must be.
+fn of_engine(engine: EngineKind, kind: &ErrorKind, id: &str) -> String {
     match kind {
         ErrorKind::NotRunning {
             status: Status::Created,
-        } => format!("start it first: `docker start {id}`"),
+        } => format!("start it first: `{engine} start {id}`"),
         ErrorKind::NotRunning { .. } => {
-            format!("there are no processes to checkpoint; `docker start {id}` starts it anew")
+            format!("there are no processes to checkpoint; `{engine} start {id}` starts it anew")
         }
         ErrorKind::Exists { .. } => format!(
-            "it is restored only when it is stopped: `docker stop {id}` ends what it does now"
+            "it is restored only when it is stopped: `{engine} stop {id}` ends what it does now"
         ),
-        _ => "`docker ps --all` shows the names there are".into(),
+        _ => format!("`{engine} ps --all` shows the names there are"),
     }
 }
 

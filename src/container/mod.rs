@@ -36,6 +36,8 @@ mod network;
 pub mod oci;
 mod oci_hooks;
 pub mod plan;
+#[cfg(feature = "engine")]
+pub mod podman;
 pub mod runc;
 pub mod runtime;
 

@@ -182,6 +182,14 @@ pub enum Action {
         /// The file.
         path: PathBuf,
     },
+    /// Puts a link to images, or a file with them, where an engine looks for them, for the time of the restore. What is there is put
+    /// aside, and comes back.
+    PutLink {
+        /// The link.
+        path: PathBuf,
+        /// What it leads to.
+        to: PathBuf,
+    },
     /// Notes in an engine's directory of a container that its checkpoint is complete, should nobody come to remove it.
     MarkComplete {
         /// The file.
@@ -286,6 +294,7 @@ impl Action {
             | Self::BringLoopbackUp
             | Self::JoinCgroups
             | Self::MarkComplete { .. }
+            | Self::PutLink { .. }
             | Self::WriteRecord { .. } => Undo::Removed,
             _ => Undo::Stays,
         }
@@ -344,6 +353,12 @@ impl fmt::Display for Action {
             Self::RunProgram { program } => write!(f, "run {}", shown(program)),
             Self::RemoveFile { path } => write!(f, "remove {}, if it is there", shown(path)),
             Self::WriteFile { path } => write!(f, "write {}", shown(path)),
+            Self::PutLink { path, to } => write!(
+                f,
+                "put a link to {} at {} for the time of the restore",
+                shown(to),
+                shown(path)
+            ),
             Self::MarkComplete { path } => {
                 write!(f, "note in {} that the checkpoint is complete", shown(path))
             }

@@ -271,8 +271,9 @@ fn targets_are_refused_with_what_to_write() {
         ("4711", "pid:4711"),
         ("pid:0", "pid:4711"),
         ("docker:we/b", "letters"),
-        ("podman:web", "not supported by this version"),
-        ("rkt:web", "pid:N, runc:ID, crun:ID or docker:ID"),
+        ("podman:we/b", "letters"),
+        ("lxc:web", "not supported by this version"),
+        ("rkt:web", "pid:N, runc:ID, crun:ID, docker:ID or podman:ID"),
         ("../web", "letters"),
     ] {
         fails(

@@ -62,6 +62,19 @@ impl Roots {
         directory
     }
 
+    /// Podman's storage with containers of these names that do not run.
+    fn store(&self, names: impl Iterator<Item = String>) {
+        let of = |name: String| {
+            let metadata = json!({ "name": name, "image-name": "image" }).to_string();
+            json!({ "id": format!("{name:0>64}"), "names": [name], "metadata": metadata })
+        };
+        let containers: Vec<Value> = names.map(of).collect();
+        let directory = self.path("podman").join("overlay-containers");
+        fs::create_dir_all(&directory).unwrap();
+        let index = serde_json::to_vec(&containers).unwrap();
+        fs::write(directory.join("containers.json"), index).unwrap();
+    }
+
     fn run(&self, line: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_criuctl"))
             .args(line)
@@ -69,6 +82,8 @@ impl Roots {
             .arg(self.path("runc"))
             .arg("--crun-root")
             .arg(self.path("crun"))
+            .arg("--podman-root")
+            .arg(self.path("podman"))
             // This machine's Docker is not asked.
             .env("DOCKER_HOST", "unix:///nonexistent/docker.sock")
             .stdin(Stdio::null())
@@ -105,12 +120,15 @@ fn five_hundred() {
             roots.add(engine, &format!("box{number:03}"), ourselves());
         }
     }
+    roots.store((0..500).map(|number| format!("c{number}")));
     let begun = Instant::now();
     let listed = roots.list();
     let passed = begun.elapsed();
-    assert_eq!(listed.len(), 500);
+    assert_eq!(listed.len(), 1000);
     assert_eq!(listed[0]["engine"], "runc");
     assert_eq!(listed[499]["id"], "box249");
+    assert_eq!(listed[500]["engine"], "podman");
+    assert!(listed[999]["name"].is_string());
     // A program without optimizations on a busy machine.
     assert!(passed < Duration::from_secs(3), "{passed:?}");
 }
@@ -180,6 +198,8 @@ fn bare_ids() {
     let roots = Roots::new();
     roots.add("runc", "both", (1, 1));
     roots.add("crun", "both", (1, 1));
+    roots.add("crun", "pair", (1, 1));
+    roots.store(["pair".to_owned()].into_iter());
     let images = roots.path("images");
     let refused = |id: &str, parts: &[&str]| {
         let path = images.to_str().unwrap();
@@ -209,6 +229,7 @@ fn bare_ids() {
             "hint: write runc:both or crun:both",
         ],
     );
+    refused("pair", &["hint: write crun:pair or podman:pair"]);
     let roots_of = [roots.path("runc"), roots.path("crun")];
     let looked = roots_of.each_ref().map(|path| path.to_str().unwrap());
     refused(

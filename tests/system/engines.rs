@@ -16,8 +16,8 @@ use serde_json::Value;
 
 pub(crate) use cgroups::OneVersion;
 pub(crate) use docker::Docker;
-pub(crate) use ground::{Environment, Ground};
-pub(crate) use podman::Podman;
+pub(crate) use ground::{COUNTER, Environment, Ground};
+pub(crate) use podman::{IMAGE, Podman, Served};
 pub(crate) use runtime::{Program, Runtime};
 
 use crate::support::{Outcome, Tests, Traces, criu, ensure, reap_orphans, text};

@@ -19,6 +19,7 @@ mod long_options;
 mod matrix;
 mod namespaces;
 mod netlock;
+mod podman;
 mod pycriu;
 mod recorder;
 mod roles;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         runtimes::tests(),
         engines::tests(),
         docker::tests(),
+        podman::tests(),
         matrix::tests(),
         interposed::tests(),
     ];

@@ -99,7 +99,7 @@ pub(super) fn files<E: Engine>(
     Ok(files)
 }
 
-pub(super) fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(in crate::container) fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
     // Anew, so that nothing is written through a link that stands there.
     unlink(images, name)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
@@ -107,7 +107,10 @@ pub(super) fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<
     fs::File::from(file).write_all(bytes)
 }
 
-pub(super) fn unlink(images: &ImagesDir, name: impl rustix::path::Arg) -> io::Result<()> {
+pub(in crate::container) fn unlink(
+    images: &ImagesDir,
+    name: impl rustix::path::Arg,
+) -> io::Result<()> {
     match unlinkat(images, name, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),

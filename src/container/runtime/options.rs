@@ -41,6 +41,11 @@ impl CheckpointOptions {
         self.leave_running
     }
 
+    #[cfg(feature = "engine")]
+    pub(in crate::container) fn wanted_consumer(&self) -> Consumer {
+        self.consumer
+    }
+
     /// Options of CRIU that runtimes do not have.
     pub fn criu(mut self, options: DumpOptions) -> Self {
         self.criu = options;

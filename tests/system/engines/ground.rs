@@ -44,7 +44,7 @@ impl Environment {
 
 /// Counts in `/data/count`, with a word that no other run of it has. The length stays the same, since CRIU restores only
 /// files of the size they had.
-pub(super) const COUNTER: [&str; 3] = [
+pub(crate) const COUNTER: [&str; 3] = [
     "/bin/sh",
     "-c",
     "read run </proc/sys/kernel/random/uuid; i=0; \
@@ -56,6 +56,13 @@ pub(super) const COUNTER: [&str; 3] = [
 pub(crate) struct Count {
     run: String,
     number: u64,
+}
+
+impl Count {
+    /// Of the same run as another.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        self.run == other.run
+    }
 }
 
 /// A directory, a control group and an environment for one engine and its container.
@@ -104,12 +111,12 @@ impl Ground {
     }
 
     /// The same for an argument.
-    pub(super) fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
     /// The control group in which the container's is made.
-    pub(super) fn group(&self) -> String {
+    pub(crate) fn group(&self) -> String {
         format!("/{}", self.id)
     }
 
@@ -139,7 +146,7 @@ impl Ground {
     }
 
     /// The bind mount that the counter needs, as Podman and Docker are told.
-    pub(super) fn volume(&self) -> String {
+    pub(crate) fn volume(&self) -> String {
         format!("{}:/data", self.text("data"))
     }
 
@@ -186,7 +193,7 @@ impl Ground {
     }
 
     /// Nobody is in the container's control group.
-    pub(super) fn is_vacant(&self) -> bool {
+    pub(crate) fn is_vacant(&self) -> bool {
         self.traces().members().is_empty()
     }
 

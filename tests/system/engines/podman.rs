@@ -1,7 +1,9 @@
 //! Podman over one of the runtimes.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -40,12 +42,86 @@ impl Podman {
         Ok(podman)
     }
 
-    fn container(&self) -> &str {
+    /// The id of the container.
+    pub(crate) fn container(&self) -> &str {
         self.container.as_deref().unwrap_or(&self.ground.id)
+    }
+
+    /// The container is this one from now on.
+    pub(crate) fn is_called(&mut self, id: &str) {
+        self.container = Some(id.to_owned());
+    }
+
+    pub(crate) fn program(&self) -> Program {
+        self.program
+    }
+
+    /// Where Podman keeps everything, and where the runtime has its records.
+    pub(crate) fn storage(&self) -> PathBuf {
+        self.ground.path("storage")
+    }
+
+    pub(crate) fn runtime_root(&self) -> PathBuf {
+        self.ground.path("runtime")
+    }
+
+    /// The container's bundle.
+    pub(crate) fn bundle(&self) -> PathBuf {
+        let containers = self.storage().join("overlay-containers");
+        containers.join(self.container()).join("userdata")
+    }
+
+    /// Starts another container than the usual one; its id.
+    pub(crate) fn run_container(
+        &mut self,
+        options: &[&str],
+        command: &[&str],
+    ) -> Result<String, String> {
+        let group = self.ground.group();
+        let mut arguments = vec!["run", "--detach", "--cgroup-parent", &group];
+        arguments.extend(options);
+        arguments.push(IMAGE);
+        arguments.extend(command);
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        let id = self.run(&arguments)?.trim().to_owned();
+        self.container = Some(id.clone());
+        Ok(id)
+    }
+
+    /// Has Podman listen.
+    pub(crate) fn serve(&self) -> Result<Served, String> {
+        let socket = self.ground.path("podman.sock");
+        let mut invocation = self.invocation();
+        let url = format!("unix://{}", socket.display());
+        invocation.extend(["system", "service", "--time", "0", &url].map(str::to_owned));
+        let mut command = self.ground.command(&invocation)?;
+        let complaints = fs::File::create(self.ground.path("service")).map_err(text)?;
+        command.stdout(Stdio::null()).stderr(complaints);
+        let served = Served {
+            child: command.spawn().map_err(text)?,
+            socket,
+        };
+        until("Podman listens", || {
+            UnixStream::connect(&served.socket).is_ok()
+        })?;
+        Ok(served)
     }
 }
 
-const IMAGE: &str = "localhost/counter";
+/// A Podman that listens.
+pub(crate) struct Served {
+    child: Child,
+    pub(crate) socket: PathBuf,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) const IMAGE: &str = "localhost/counter";
 
 /// Locks would otherwise be shared with every Podman of the machine.
 const CONFIGURATION: &str = r#"
