@@ -26,10 +26,11 @@ use super::signals::Interrupts;
 
 /// What is said where Docker listens, before the path of a socket.
 const UNIX: &str = "unix://";
-/// CRIU's options for all restores that runc does, Docker's among them.
-const CONFIG: &str = "/etc/criu/runc.conf";
 /// What of the options of a restore is not for CRIU.
 const OWN: [&str; 5] = ["image-path", "docker-host", "detach", "pid-file", "dry-run"];
+
+/// What a restore must be told again that the checkpoint was told.
+const REPEATED: [&str; 4] = ["tcp-established", "ext-unix-sk", "file-locks", "shell-job"];
 
 /// The result of a checkpoint.
 #[derive(Serialize)]
@@ -137,6 +138,10 @@ pub(super) async fn checkpoint(
     let operation = OperationKind::Dump;
     let hooks = CliHooks::new(&args.criu_more.hooks, operation)?;
     let options = checkpoint_options(args)?;
+    if !args.dump_tasks.leave_running {
+        let config = docker.load(id).await?.criu_config;
+        not_to_be_repeated(context, &super::given("checkpoint"), &config);
+    }
     if args.dry_run.dry_run {
         let images = images_to_plan(args)?;
         let plan = docker.plan_checkpoint(&criu, id, images, options).await?;
@@ -169,8 +174,11 @@ pub(super) async fn restore(
     docker: &Docker,
     id: &str,
 ) -> Result<ExitCode, Failure> {
-    let config = std::fs::read_to_string(CONFIG).unwrap_or_default();
-    passes_on(&super::given("restore"), &config)?;
+    let given = super::given("restore");
+    if given.iter().any(|option| !OWN.contains(&option.as_str())) {
+        let config = docker.load(id).await?.criu_config;
+        passes_on(&given, &config, &read(&config))?;
+    }
     if context.global.criu.is_some() || context.global.service.is_some() {
         return Err(Failure::usage(
             "--criu and --service: Docker restores its containers by itself, with the criu on the path that it was given",
@@ -220,15 +228,11 @@ pub(super) async fn restore(
 
 /// Docker restores by itself, and tells the runtime nothing but the images. What is in CRIU's own configuration for runc
 /// comes to pass all the same.
-fn passes_on(given: &[String], config: &str) -> Result<(), Failure> {
-    let configured = |option: &str| {
-        let mut lines = config.lines();
-        lines.any(|line| line.split_whitespace().next() == Some(option))
-    };
+fn passes_on(given: &[String], path: &Path, config: &str) -> Result<(), Failure> {
     let refused = given
         .iter()
         .filter(|option| !OWN.contains(&option.as_str()))
-        .find(|option| !configured(option));
+        .find(|option| !is_configured(config, option));
     let Some(option) = refused else {
         return Ok(());
     };
@@ -236,13 +240,39 @@ fn passes_on(given: &[String], config: &str) -> Result<(), Failure> {
         "--{option} does not reach CRIU: Docker restores its containers by itself, and passes no option on"
     ));
     Err(match option.as_str() {
-        "tcp-established" | "ext-unix-sk" | "file-locks" | "shell-job" | "link-remap" => {
-            failure.hint(format!(
-                "put a line {option} into {CONFIG}, which runc's restores go by, Docker's among them"
-            ))
-        }
+        option if REPEATED.contains(&option) => failure.hint(put_into(option, path)),
         _ => failure.hint("leave it out"),
     })
+}
+
+/// What is to be repeated at the restore cannot be. It is said while the container runs.
+fn not_to_be_repeated(context: &Context, given: &[String], path: &Path) {
+    let config = read(path);
+    let repeated = given
+        .iter()
+        .filter(|option| REPEATED.contains(&option.as_str()));
+    for option in repeated.filter(|option| !is_configured(&config, option)) {
+        context.output.warn(format_args!(
+            "Docker's restore needs --{option} too, and passes no option on: {}",
+            put_into(option, path)
+        ));
+    }
+}
+
+fn put_into(option: &str, path: &Path) -> String {
+    format!(
+        "put a line {option} into {}, which runc's restores go by, Docker's among them",
+        path.display()
+    )
+}
+
+fn read(config: &Path) -> String {
+    std::fs::read_to_string(config).unwrap_or_default()
+}
+
+fn is_configured(config: &str, option: &str) -> bool {
+    let mut lines = config.lines();
+    lines.any(|line| line.split_whitespace().next() == Some(option))
 }
 
 fn text(restored: &Restored, images: &Path) -> String {
@@ -292,7 +322,7 @@ mod tests {
         let given = |options: &[&str]| options.iter().map(|option| (*option).to_owned()).collect();
         let passes = |options: &[&str], config: &str| {
             let given: Vec<String> = given(options);
-            passes_on(&given, config)
+            passes_on(&given, Path::new("/x/runc.conf"), config)
         };
         assert!(passes(&["image-path", "detach"], "").is_ok());
         let refused = passes(&["image-path", "tcp-established"], "#tcp-established\n");

@@ -28,6 +28,10 @@ pub(crate) fn tests() -> Tests {
                 "an established connection goes on",
                 journeys::established_connection,
             ),
+            (
+                "processes, files and what an annotation says are there again",
+                journeys::processes_and_files,
+            ),
             ("the command line does the same", journeys::command_line),
             (
                 "a refusing hook or a dropped checkpoint leaves it as it was",
@@ -36,6 +40,10 @@ pub(crate) fn tests() -> Tests {
             (
                 "a dropped restore is Docker's to finish",
                 failures::dropped_restore,
+            ),
+            (
+                "what a killed restore leaves is removed by the next",
+                failures::killed_restore,
             ),
             (
                 "a restore that fails says why and leaves nothing",

@@ -1,6 +1,7 @@
 //! What is asked of Docker, and what is understood of its answers.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -18,6 +19,13 @@ type Result<T> = std::result::Result<T, ErrorKind>;
 const OLDEST: (u64, u64) = (1, 24);
 /// How many questions are asked at once, at most.
 const AT_ONCE: usize = 16;
+/// The label of a swarm's containers.
+const SERVICE: &str = "com.docker.swarm.service.name";
+/// The annotation by which runc is given CRIU's configuration file for a container, and the file of those without.
+const CRIU_CONFIG: &str = "org.criu.config";
+const RUNC_CONFIG: &str = "/etc/criu/runc.conf";
+/// Where Docker has what does not outlive the machine, if it was not told otherwise.
+const RUN: &str = "/run/docker";
 /// Why Docker's own restore fails in some releases, which is containerd's issue 12141.
 const NO_NETWORK: &str = "this release of Docker looks for the network of a restored container before there is one \
     (\"bind-mount /proc/0/ns/net\"), so its restore fails";
@@ -46,6 +54,14 @@ struct Component {
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Info {
     pub(super) docker_root_dir: PathBuf,
+    #[serde(default)]
+    runtimes: BTreeMap<String, Runtime>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Runtime {
+    #[serde(default)]
+    path: PathBuf,
 }
 
 /// As much of a container's description as is needed.
@@ -58,7 +74,24 @@ pub(super) struct Inspected {
     pub(super) state: State,
     pub(super) host_config: HostConfig,
     #[serde(default)]
+    config: Config,
+    #[serde(default)]
     mounts: Vec<Mount>,
+    #[serde(default)]
+    network_settings: NetworkSettings,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSettings {
+    #[serde(default)]
+    sandbox_key: PathBuf,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    labels: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -95,6 +128,9 @@ pub(super) struct HostConfig {
     auto_remove: bool,
     #[serde(default)]
     restart_policy: RestartPolicy,
+    #[serde(default)]
+    runtime: String,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -166,10 +202,40 @@ impl Version {
     }
 }
 
+impl Info {
+    /// Docker can restore with the container's runtime.
+    pub(super) fn restores_with(&self, inspected: &Inspected) -> Result<()> {
+        let runtime = self.runtimes.get(&inspected.host_config.runtime);
+        match runtime.is_some_and(|runtime| is_crun(&runtime.path)) {
+            true => Err(not_with_crun()),
+            false => Ok(()),
+        }
+    }
+}
+
+pub(super) fn is_crun(program: &Path) -> bool {
+    program.file_name().is_some_and(|name| name == "crun")
+}
+
+/// `runc restore --no-subreaper` is what the shim runs, whatever the runtime.
+pub(super) fn not_with_crun() -> ErrorKind {
+    ErrorKind::Unsupported(
+        "its runtime is crun, with which Docker's restore fails: containerd's shim gives it options that it does not have. \
+         Make the container with runc; a checkpoint that leaves the container running can be made"
+            .into(),
+    )
+}
+
 impl Inspected {
     pub(super) fn container(self) -> Container {
         let status = self.status();
+        let criu_config = self
+            .host_config
+            .annotations
+            .unwrap_or_default()
+            .remove(CRIU_CONFIG);
         Container {
+            criu_config: criu_config.map_or_else(|| RUNC_CONFIG.into(), PathBuf::from),
             pid: (status != Status::Stopped)
                 .then_some(self.state.pid)
                 .filter(|pid| *pid > 0),
@@ -222,6 +288,14 @@ impl Inspected {
         }
     }
 
+    /// The daemon's directories for what does not outlive the machine: the usual one, and where its network is.
+    pub(super) fn run_directories(&self) -> Vec<PathBuf> {
+        let mut directories = vec![PathBuf::from(RUN)];
+        let of_network = self.network_settings.sandbox_key.parent();
+        directories.extend(of_network.and_then(Path::parent).map(Path::to_owned));
+        directories
+    }
+
     /// What is mounted can be mounted by a restore.
     pub(super) fn has_no_linked_binds(&self) -> Result<()> {
         let mut binds = self.mounts.iter().filter(|mount| mount.r#type == "bind");
@@ -237,6 +311,13 @@ impl Inspected {
                  or make it without --rm"
                     .into(),
             ));
+        }
+        let labels = self.config.labels.iter().flatten();
+        if let Some((_, service)) = labels.into_iter().find(|(name, _)| *name == SERVICE) {
+            return Err(ErrorKind::Policy(format!(
+                "Docker starts another in its place as soon as it has ended, as it is one of the service {service}: leave it \
+                 running"
+            )));
         }
         match self.host_config.restart_policy.name.as_str() {
             "" | "no" => Ok(()),
@@ -379,5 +460,105 @@ impl Docker {
 impl From<ApiError> for ErrorKind {
     fn from(error: ApiError) -> Self {
         Self::Api(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn version(version: &str, api: &str, component: &str, experimental: bool) -> Version {
+        let document = json!({
+            "Version": version,
+            "ApiVersion": api,
+            "Experimental": experimental,
+            "Components": [{"Name": component}],
+        });
+        serde_json::from_value(document).unwrap()
+    }
+
+    fn inspected(network: &str, host_config: serde_json::Value) -> Inspected {
+        let mut document = json!({
+            "Id": "0123",
+            "Name": "/web",
+            "State": {"Status": "running", "Running": true, "Pid": 1},
+            "HostConfig": host_config,
+        });
+        document["HostConfig"]["NetworkMode"] = json!(network);
+        serde_json::from_value(document).unwrap()
+    }
+
+    fn refusal(result: Result<()>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_api_that_has_no_checkpoints_and_one_that_is_podmans_are_refused() {
+        let check = |api, component| version("1", api, component, true).check();
+        for api in ["1.24", "1.54", "2.0"] {
+            assert!(check(api, "Engine").is_ok(), "{api}");
+        }
+        for api in ["1.9", "1.23", ""] {
+            assert!(refusal(check(api, "Engine")).contains("1.24"), "{api}");
+        }
+        assert!(refusal(check("1.41", "Podman Engine")).contains("podman:"));
+    }
+
+    #[test]
+    fn releases_whose_restore_fails_are_refused_where_it_fails() {
+        let restores = |text, network, experimental| {
+            version(text, "1.45", "Engine", experimental).restores(&inspected(network, json!({})))
+        };
+        for (text, network) in [
+            ("25.0.5", "bridge"),
+            ("26.1.5+dfsg1", "none"),
+            ("27.5.1", "some-network"),
+            ("26.0.2", "host"),
+            ("28.2.2", "container:0123"),
+        ] {
+            assert!(restores(text, network, true).is_ok(), "{text} {network}");
+        }
+        for (text, network) in [
+            ("26.0.0", "bridge"),
+            ("28.0.0-rc.1", "none"),
+            ("29.1.0", "default"),
+        ] {
+            assert!(refusal(restores(text, network, true)).contains(text));
+        }
+        assert!(refusal(restores("26.1.5", "host", false)).contains("experimental"));
+    }
+
+    #[test]
+    fn what_docker_does_by_itself_is_known() {
+        let stays = |config| inspected("none", config).stays_ended();
+        assert!(stays(json!({})).is_ok());
+        assert!(stays(json!({"RestartPolicy": {"Name": "no"}, "AutoRemove": false})).is_ok());
+        assert!(refusal(stays(json!({"AutoRemove": true}))).contains("--rm"));
+        let policy = json!({"RestartPolicy": {"Name": "unless-stopped"}});
+        assert!(refusal(stays(policy)).contains("docker update --restart unless-stopped web"));
+        let mut service = inspected("none", json!({}));
+        service.config.labels = Some([(SERVICE.to_owned(), "shop".to_owned())].into());
+        assert!(refusal(service.stays_ended()).contains("service shop"));
+    }
+
+    #[test]
+    fn states_are_told_apart() {
+        let of = |state: serde_json::Value| {
+            let mut inspected = inspected("none", json!({}));
+            inspected.state = serde_json::from_value(state).unwrap();
+            inspected
+        };
+        let paused = of(json!({"Status": "paused", "Running": true, "Paused": true, "Pid": 7}));
+        assert_eq!(paused.status(), Status::Paused);
+        assert!(paused.is_up().is_ok() && paused.is_down().is_err());
+        let again = of(json!({"Status": "restarting", "Running": true, "Restarting": true}));
+        assert!(again.is_up().is_err());
+        assert!(refusal(again.is_down()).contains("docker stop web"));
+        let dead = of(json!({"Status": "dead", "Running": false}));
+        assert!(refusal(dead.is_down()).contains("docker create"));
+        let exited = of(json!({"Status": "exited", "Running": false, "Pid": 0}));
+        assert!(exited.is_down().is_ok() && exited.container().pid.is_none());
     }
 }

@@ -85,6 +85,9 @@ pub struct Container {
     pub status: Status,
     /// Its first process, if it runs; a pid of the daemon's pid namespace.
     pub pid: Option<i32>,
+    /// CRIU's configuration file, whose options are those of Docker's restore: that of the annotation `org.criu.config`, or
+    /// else runc's.
+    pub criu_config: PathBuf,
 }
 
 impl Default for Docker {
@@ -323,6 +326,9 @@ impl Docker {
         let inspected = self.checkpointable(name, leave_running).await?;
         let beneath = Place::of(&inspected)?.beneath;
         if !leave_running {
+            if matches!(beneath, Beneath::Crun(_)) {
+                return Err(api::not_with_crun());
+            }
             let (_, model) = beneath.plan(&inspected.id, Consumer::Any)?;
             has_no_linked_binds(&model)?;
         }
@@ -352,6 +358,8 @@ impl Docker {
             loop {
                 match self.inspect(&inspected.id).await {
                     Ok(now) if now.state.pid == pid && now.state.running => {}
+                    // One that does not answer may come back.
+                    Err(ErrorKind::Api(_)) => {}
                     // Somebody has started it again, or removed it.
                     _ => return,
                 }
@@ -361,8 +369,8 @@ impl Docker {
         let timely = tokio::time::timeout(END, ended).await;
         timely.is_err().then(|| {
             format!(
-                "Docker still has the container as running with process {pid}, {} seconds after that has ended: look at \
-                 its log, and at whether its containerd runs",
+                "Docker has not said within {} seconds that the container's process {pid} has ended: look at its log, and \
+                 at whether its containerd runs",
                 END.as_secs()
             )
         })

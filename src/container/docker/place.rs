@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::api::Inspected;
+use super::api::{Inspected, is_crun};
 use crate::container::crun::Crun;
 use crate::container::error::ErrorKind;
 use crate::container::model::Model;
@@ -36,6 +36,30 @@ pub(super) struct Place {
 pub(super) enum Beneath {
     Runc(PathBuf),
     Crun(PathBuf),
+}
+
+/// Refuses a stopped container of which runc has a directory without a record: neither Docker nor anybody else can start it
+/// then. It may as well be a restore that is just going on, so nothing is done about it here.
+pub(super) fn has_no_leftover(inspected: &Inspected) -> Result<(), ErrorKind> {
+    for run in inspected.run_directories() {
+        let directory = run.join("runtime-runc/moby").join(&inspected.id);
+        if !directory.exists() || directory.join("state.json").exists() {
+            continue;
+        }
+        let root = directory.join("criu-root");
+        return Err(ErrorKind::State {
+            problem: format!(
+                "is of a restore that is going on, or has been left by one that was killed with Docker in its middle, and then \
+                 keeps the container from being started. If none is going on, `umount {}` and remove the two directories \
+                 with `rmdir`, never with what is in them; then see whether the root file system is whole, as Docker's own \
+                 cleaning up removes it through that mount",
+                root.display()
+            ),
+            path: directory,
+            source: None,
+        });
+    }
+    Ok(())
 }
 
 impl Beneath {
@@ -99,10 +123,8 @@ impl Place {
             true => Path::new(DEFAULT_ROOT).join(namespace),
             false => options.root.join(namespace),
         };
-        let program = Path::new(&options.binary_name).file_name();
-        let is_crun = program.is_some_and(|name| name == "crun");
         Ok(Self {
-            beneath: match is_crun {
+            beneath: match is_crun(Path::new(&options.binary_name)) {
                 true => Beneath::Crun(root),
                 false => Beneath::Runc(root),
             },

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tracing::Instrument;
 
 use super::api::Inspected;
-use super::place::Place;
+use super::place::{Place, has_no_leftover};
 use super::staging::{PREFIX, Staging};
 use super::{Container, Docker, of};
 use crate::ImagesDir;
@@ -151,9 +151,12 @@ impl Docker {
         inspected.is_down()?;
         version.restores(&inspected)?;
         inspected.has_no_linked_binds()?;
+        has_no_leftover(&inspected)?;
         beside::descriptors(images)?;
         beside::belongs(images, &inspected.id)?;
-        let root = self.info().await?.docker_root_dir;
+        let info = self.info().await?;
+        info.restores_with(&inspected)?;
+        let root = info.docker_root_dir;
         let directory = root.join("containers").join(&inspected.id);
         if !directory.is_dir() {
             return Err(ErrorKind::State {

@@ -112,7 +112,8 @@ impl Staging {
         &self.note.name
     }
 
-    /// Removes the links, and what containerd has unpacked of them into one of `temporary`. Returns what could not be removed.
+    /// Removes the links, and what containerd has unpacked of them into one of `temporary`, also of those of a restore whose
+    /// process is gone. Returns what could not be removed.
     pub(super) fn remove(mut self, temporary: &[PathBuf]) -> Vec<String> {
         let mut left = Vec::new();
         for directory in temporary {
@@ -132,7 +133,10 @@ impl Staging {
                     .starts_with(UNPACKED.as_bytes())
             })
             .map(|entry| entry.path())
-            .filter(|path| read_note(path).is_some_and(|note| note == self.note));
+            .filter(|path| {
+                let note = read_note(path);
+                note.is_some_and(|note| note == self.note || !note.owner.is_alive())
+            });
         ours.filter_map(|path| remove(&path)).collect()
     }
 
@@ -261,13 +265,22 @@ mod tests {
         }
         let somebodys = temporary.join("ctrd-checkpoint2");
         fs::create_dir(&somebodys).unwrap();
+        let of_killed = temporary.join("ctrd-checkpoint3");
+        fs::create_dir(&of_killed).unwrap();
+        let mut owner = ProcessId::own().unwrap();
+        owner.start_time += 1;
+        let note = Note {
+            owner,
+            name: "criuctl-restore-x".into(),
+        };
+        fs::write(of_killed.join(NOTE), serde_json::to_vec(&note).unwrap()).unwrap();
         for path in [&staged, &unpacked] {
             let read = |name: &str| fs::read_to_string(path.join(name)).unwrap();
             assert_eq!(read("inventory.img"), "inventory.img");
             assert_eq!(read("parent/pages-1.img"), "pages");
         }
         assert!(staging.remove(std::slice::from_ref(&temporary)).is_empty());
-        assert!(!unpacked.exists() && somebodys.exists());
+        assert!(!unpacked.exists() && somebodys.exists() && !of_killed.exists());
         assert!(!checkpoints.exists());
         assert!(images.contains("inventory.img"));
     }

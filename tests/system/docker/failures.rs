@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use criu_client::ImagesDir;
@@ -12,6 +13,7 @@ use serde_json::json;
 
 use super::fixture::{copy, whole, with_docker};
 use crate::engines::Engine;
+use crate::interposed::CRIUCTL;
 use crate::support::{Outcome, block_on, ensure, is_unlocked, text, until};
 
 pub(super) fn refused_and_dropped() -> Outcome {
@@ -102,6 +104,48 @@ pub(super) fn dropped_restore() -> Outcome {
             Ok(())
         })?;
         yard.has_status("running")?;
+        ground.counts()
+    })
+}
+
+/// Docker goes on when whoever asked it is killed.
+pub(super) fn killed_restore() -> Outcome {
+    with_docker(|yard| {
+        let ground = yard.theirs.ground();
+        yard.theirs.start_with(&["--network", "none"])?;
+        let images = yard.images("images")?;
+        yard.checkpoint(&images)?;
+        let counted = ground.stands_still()?;
+        let checkpoints = yard.checkpoints()?;
+        let staged = || {
+            let names = fs::read_dir(&checkpoints).into_iter().flatten().flatten();
+            names.count()
+        };
+        let mut asking = Command::new(CRIUCTL)
+            .args(["restore", &format!("docker:{}", yard.name()), "-D"])
+            .arg(images.path())
+            .env(
+                "DOCKER_HOST",
+                format!("unix://{}", yard.theirs.socket().display()),
+            )
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(text)?;
+        until("Docker is asked", || staged() == 1)?;
+        asking.kill().and_then(|()| asking.wait()).map_err(text)?;
+        // Docker may have been asked, or not yet.
+        until("Docker has answered", || {
+            let restored =
+                yard.has_status("running").is_ok() && ground.goes_on_from(&counted).is_ok();
+            restored || yard.has_status("exited").is_ok()
+        })?;
+        ensure!(staged() == 1, "somebody else has removed the links");
+        if yard.has_status("running").is_ok() {
+            yard.kill()?;
+        }
+        yard.restore(&images)?;
+        ensure!(staged() == 0, "links were left");
+        yard.is_in_dockers_hands()?;
         ground.counts()
     })
 }

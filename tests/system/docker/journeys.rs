@@ -97,6 +97,81 @@ pub(super) fn log_and_terminal() -> Outcome {
     })
 }
 
+/// A pipeline, files of every kind of place, and a CRIU configuration of the container's own.
+pub(super) fn processes_and_files() -> Outcome {
+    const PIPELINE: [&str; 3] = [
+        "/bin/sh",
+        "-c",
+        "read run </proc/sys/kernel/random/uuid; \
+         (i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done) | cat | \
+         while read i; do printf '%s %020d' $run $i 1<>/data/count; done",
+    ];
+    with_docker(|yard| {
+        let ground = yard.theirs.ground();
+        let config = ground.path("criu.conf");
+        std::fs::write(&config, "tcp-established\n").map_err(text)?;
+        let annotation = format!("org.criu.config={}", config.display());
+        let options = [
+            "--network",
+            "none",
+            "--tmpfs",
+            "/tmpfs:size=1m",
+            "--annotation",
+            &annotation,
+        ];
+        yard.theirs.run_container(&options, &PIPELINE)?;
+        ground.counts()?;
+        let container = block_on(yard.ours.load(yard.name())).map_err(whole)?;
+        ensure!(container.criu_config == config, "{container:?}");
+        let said = |path: &str| yard.theirs.docker(&["exec", yard.name(), "/bin/cat", path]);
+        let places = ["/tmpfs/kept", "/dev/shm/kept", "/kept"];
+        for path in places {
+            let write = format!("echo {path} >{path}");
+            yard.theirs
+                .docker(&["exec", yard.name(), "/bin/sh", "-c", &write])?;
+        }
+        let processes = || {
+            let top = yard
+                .theirs
+                .docker(&["top", yard.name(), "-eo", "pid,comm"])?;
+            let mut names: Vec<_> = top
+                .lines()
+                .filter_map(|line| line.split_whitespace().nth(1))
+                // It comes and goes.
+                .filter(|name| *name != "sleep")
+                .map(str::to_owned)
+                .collect();
+            names.sort();
+            Ok::<_, String>(names)
+        };
+        let before = processes()?;
+        ensure!(before.len() > 4, "{before:?}");
+        let images = yard.images("images")?;
+        yard.checkpoint(&images)?;
+        let counted = ground.stands_still()?;
+        yard.restore(&images)?;
+        ground.goes_on_from(&counted)?;
+        ensure!(processes()? == before, "{before:?}, now {:?}", processes());
+        for path in places {
+            ensure!(said(path)?.trim() == path, "{path}: {:?}", said(path));
+        }
+        // What the option's place in the file says, may be repeated.
+        yard.kill()?;
+        let host = format!("unix://{}", yard.theirs.socket().display());
+        let images = images.path().display().to_string();
+        let restore = ["restore", yard.name(), "-D", &images];
+        let refused = criuctl(&host, 2, &[&restore[..], &["--file-locks"]].concat())?;
+        ensure!(
+            refused["hint"]
+                .as_str()
+                .is_some_and(|hint| hint.contains("criu.conf")),
+            "{refused}"
+        );
+        criuctl(&host, 0, &[&restore[..], &["--tcp-established"]].concat())?;
+        ground.counts()
+    })
+}
+
 pub(super) fn interchange() -> Outcome {
     with_docker(|yard| {
         let ground = yard.theirs.ground();
