@@ -43,6 +43,27 @@ pub(super) struct RestoreContainers {
     /// Bundle of a container of runc's or crun's [default: the current directory]
     #[arg(long, short = 'b', value_name = "DIR", value_parser = values::path)]
     pub(super) bundle: Option<PathBuf>,
+
+    /// Of runc's restore, which is then no subreaper; criuctl never is one
+    #[arg(long)]
+    pub(super) no_subreaper: bool,
+
+    /// Of runc's restore, where it has no effect either
+    #[arg(long)]
+    pub(super) no_pivot: bool,
+}
+
+impl RestoreContainers {
+    /// The first of them that is given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let options = [
+            ("--bundle", self.bundle.is_some()),
+            ("--no-subreaper", self.no_subreaper),
+            ("--no-pivot", self.no_pivot),
+        ];
+        let given = options.into_iter().find(|(_, given)| *given);
+        given.map(|(option, _)| option)
+    }
 }
 
 #[derive(Debug, Args)]

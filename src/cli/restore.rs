@@ -12,8 +12,11 @@ use tempfile::NamedTempFile;
 
 use criu_client::container::EngineKind;
 use criu_client::dry_run::{Action, Step};
-use criu_client::image::{INVENTORY, ImageError, Inventory, PSTREE, ProcessTree};
+use criu_client::image::{
+    INVENTORY, ImageError, Inventory, NetworkLockMethod, PSTREE, ProcessTree,
+};
 use criu_client::notify::Script;
+use criu_client::options::NetworkLock;
 use criu_client::{Exit, ImagesDir, OperationKind, RestoreReport, TaskState};
 
 use super::Context;
@@ -75,8 +78,8 @@ async fn tree(
 ) -> Result<ExitCode, Failure> {
     let operation = OperationKind::Restore;
     let output = &context.output;
-    if restore.restore_containers.bundle.is_some() {
-        return Err(container::not_for_processes("--bundle"));
+    if let Some(option) = restore.restore_containers.given() {
+        return Err(container::not_for_processes(option));
     }
     container::refuse_roots(&restore.containers)?;
     let mut hooks = CliHooks::new(&restore.criu_more.hooks, operation)?;
@@ -170,6 +173,7 @@ pub(super) fn images_to_read(restore: &Restore, wanted: Option<i32>) -> Result<I
         .caused_by(error)
     };
     let inventory = Inventory::read(images.as_fd(), INVENTORY).map_err(unreadable)?;
+    locked_as_told(restore, &inventory)?;
     if inventory.is_pre_dump() {
         return Err(Failure::input(format!(
             "{} holds a pre-dump, which cannot be restored",
@@ -186,6 +190,28 @@ pub(super) fn images_to_read(restore: &Restore, wanted: Option<i32>) -> Result<I
         ))
         .hint(format!("write pid:{root}, or leave the target out"))),
         _ => Ok(images),
+    }
+}
+
+/// CRIU unlocks the network as the images say that it was locked.
+fn locked_as_told(restore: &Restore, inventory: &Inventory) -> Result<(), Failure> {
+    let told = restore.restore_network.network_lock;
+    let noted = inventory
+        .network_lock_method
+        .and_then(|method| match method {
+            NetworkLockMethod::Iptables => Some(NetworkLock::Iptables),
+            NetworkLockMethod::Nftables => Some(NetworkLock::Nftables),
+            NetworkLockMethod::Skip => Some(NetworkLock::Skip),
+            _ => None,
+        });
+    match (told, noted) {
+        (Some(told), Some(noted)) if told != noted => Err(Failure::input(format!(
+            "--network-lock: the network was locked by {}, not by {}",
+            noted.as_str(),
+            told.as_str()
+        ))
+        .hint("leave it out: the images say how it was locked")),
+        _ => Ok(()),
     }
 }
 

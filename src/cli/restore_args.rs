@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use criu_client::options::{ExternalOnRestore, JoinNamespace, LsmProfile, RestoreOptions};
+use criu_client::options::{
+    ExternalOnRestore, JoinNamespace, LsmProfile, NetworkLock, RestoreOptions,
+};
 
 use super::container_args::{Containers, RestoreContainers};
 use super::descriptors::inherited;
@@ -161,6 +163,10 @@ pub(super) struct RestoreNetwork {
     /// Names the outer end of a veth pair and the bridge it is added to; can be repeated
     #[arg(long, value_name = "IN=OUT[@BRIDGE]", value_parser = values::veth_pair)]
     pub(super) veth_pair: Vec<VethPair>,
+
+    /// How the checkpoint locked the network, as crun's restore has it; the images say it, and it must be the same
+    #[arg(long, value_name = "METHOD", value_parser = values::words(NetworkLock::ALL, NetworkLock::as_str))]
+    pub(super) network_lock: Option<NetworkLock>,
 }
 
 #[derive(Debug, Args)]

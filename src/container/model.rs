@@ -254,6 +254,18 @@ impl Model {
             .is_some_and(|network| network.path.is_none())
     }
 
+    /// Why no restore could make it again. A checkpoint of such a container would be its end.
+    pub(crate) fn cannot_be_restored(&self) -> Option<String> {
+        let joined = |kind| self.namespace(kind)?.path.as_ref().map(|path| (kind, path));
+        let (kind, path) =
+            joined(NamespaceKind::Cgroup).or_else(|| joined(NamespaceKind::Mount))?;
+        Some(format!(
+            "it joins the {} namespace {}, into which CRIU cannot restore: make the container with a namespace of its own",
+            kind.oci(),
+            path.display()
+        ))
+    }
+
     /// Whether its cgroup v1 mounts are binds of the host's, and so come from outside.
     pub(crate) fn has_cgroup_binds(&self) -> bool {
         self.namespace(NamespaceKind::Cgroup).is_none()

@@ -76,7 +76,7 @@ static OPTIONS: &[(&str, Place)] = &[
     ("--lsm-profile", Same(RESTORE)),
     ("--manage-cgroups", Same(BOTH)),
     ("--mntns-compat-mode", Same(RESTORE)),
-    ("--network-lock", Same(DUMP)),
+    ("--network-lock", Same(BOTH)),
     ("--no-default-config", Same(ALL)),
     (
         "--no-display-stats",

@@ -24,6 +24,7 @@ mod pycriu;
 mod recorder;
 mod roles;
 mod rpc_proto;
+mod runtime_options;
 mod runtimes;
 mod seen;
 mod service;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         netlock::tests(),
         dry_run::tests(),
         conformance::tests(),
+        runtime_options::tests(),
         runtimes::tests(),
         engines::tests(),
         docker::tests(),

@@ -5,6 +5,7 @@ mod cgroup_namespace;
 mod failures;
 pub(crate) mod fixture;
 mod interchange;
+mod joined;
 mod journeys;
 mod planned;
 mod seen;
@@ -92,6 +93,10 @@ fn of<E: Program>() -> Tests {
         (
             "a refused checkpoint leaves an older one whole",
             failures::older_checkpoint::<E>,
+        ),
+        (
+            "joined namespaces that cannot be restored are refused",
+            joined::refused::<E>,
         ),
         (
             "a cgroup namespace is the container's own",

@@ -188,7 +188,7 @@ mod tests {
             ("check:tcp-close", "operations are"),
             ("dump:no-such-option", "--no-such-option"),
             ("dump:network-lock=sometimes", "sometimes"),
-            ("restore:network-lock=skip", "--network-lock"),
+            ("restore:ghost-limit=1M", "--ghost-limit"),
             ("dump:no-default-config", "command line only"),
         ] {
             let error = amend(wrong).unwrap_err();

@@ -10,7 +10,7 @@ use super::limits::{cgroups, rule};
 use super::record::namespace_name;
 use crate::container::error::ErrorKind;
 use crate::container::model::NamespaceKind;
-use crate::container::oci::{Hook, IdMapping, Linux, Mount, Process, Seccomp, Spec};
+use crate::container::oci::{Hook, IdMapping, Linux, Mount, Namespace, Process, Seccomp, Spec};
 
 /// Mount options that set a flag of mount(2).
 const FLAGS: [(&str, u64); 16] = [
@@ -135,11 +135,14 @@ pub(super) fn convert(
     if linux.intel_rdt.is_some() {
         notes.push("the container's Intel RDT settings are not restored".to_owned());
     }
-    let kinds: Vec<NamespaceKind> = linux
-        .namespaces
-        .iter()
-        .filter_map(|ns| NamespaceKind::from_oci(&ns.kind))
-        .collect();
+    let kind = |namespace: &Namespace| {
+        NamespaceKind::from_oci(&namespace.kind).ok_or_else(|| {
+            let kind = &namespace.kind;
+            ErrorKind::Unsupported(format!("a namespace of the unknown type {kind}"))
+        })
+    };
+    let kinds = linux.namespaces.iter().map(kind);
+    let kinds: Vec<NamespaceKind> = kinds.collect::<Result<_, _>>()?;
     let private_network = linux
         .namespaces
         .iter()

@@ -164,6 +164,9 @@ impl<E: Engine> Container<E> {
         if self.record.is_rootless() {
             return Err(ErrorKind::Unsupported(engine::ROOTLESS.into()));
         }
+        if let Some(why) = self.model.cannot_be_restored() {
+            return Err(ErrorKind::Unsupported(why));
+        }
         let noted = self.record.noted_stdio();
         Ok(DumpPlan::new(&self.model, live, noted, consumer))
     }

@@ -12,7 +12,7 @@ use crate::ImagesDir;
 use crate::container::cgroup::{self, Hierarchies};
 use crate::container::crun::CrunEngine;
 use crate::container::error::ErrorKind;
-use crate::container::model::{Model, MountKind, NamespaceKind, Status};
+use crate::container::model::{Model, MountKind, Status};
 use crate::container::mounts;
 use crate::container::oci::{CONFIG, Spec};
 use crate::container::plan::{Masks, RestorePlan};
@@ -204,17 +204,14 @@ fn check(model: &Model, spec: &Path) -> Result<()> {
             )
         })?;
     }
+    if let Some(why) = model.cannot_be_restored() {
+        return Err(ErrorKind::Unsupported(why));
+    }
     for namespace in &model.namespaces {
         let Some(path) = &namespace.path else {
             continue;
         };
         let kind = namespace.kind.oci();
-        if namespace.kind == NamespaceKind::Cgroup {
-            return Err(ErrorKind::Unsupported(format!(
-                "it joins the cgroup namespace {}, which CRIU cannot restore",
-                path.display()
-            )));
-        }
         mounts::open_namespace(path).map_err(|error| {
             let text = format!(
                 "the {kind} namespace {}, which it joins, cannot be opened",

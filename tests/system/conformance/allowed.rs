@@ -295,6 +295,15 @@ pub(super) static ALLOWED: &[Allowed] = &[
     Allowed {
         engines: CRUN,
         side: Restore,
+        configurations: In(&["network-lock"]),
+        options: &["network_lock"],
+        theirs: "SKIP",
+        reason: "CRIU reads from the images how the network was locked, whatever it is told",
+        ..ROW
+    },
+    Allowed {
+        engines: CRUN,
+        side: Restore,
         configurations: In(&["cgroups-full", "cgroups-ignore"]),
         options: &["manage_cgroups_mode"],
         ours: "*",

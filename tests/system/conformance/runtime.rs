@@ -286,6 +286,7 @@ const CONFIGURATIONS: &[Configuration] = &[
         engines: CRUN,
         dump: &["--network-lock", "skip"],
         our_dump: |options, _| options.criu(DumpOptions::new().network_lock(NetworkLock::Skip)),
+        restore: &["--network-lock", "skip"],
         ..DEFAULT
     },
     Configuration {
