@@ -308,6 +308,8 @@ pub struct MountEntry {
     pub fs_type: String,
     /// The file system's own options.
     pub super_options: Vec<String>,
+    /// Whether what is mounted below comes from other mounts, or goes there.
+    pub propagates: bool,
 }
 
 impl MountEntry {
@@ -336,8 +338,17 @@ impl MountEntry {
         let device = text(fields.next()?)?;
         let root = unescaped(fields.next()?);
         let mount_point = unescaped(fields.next()?);
-        // Options of the mount, and any number of optional fields up to a dash.
-        fields.find(|field| *field == b"-")?;
+        let _options = fields.next()?;
+        // Any number of optional fields, up to a dash.
+        let mut propagates = false;
+        loop {
+            match fields.next()? {
+                b"-" => break,
+                field => {
+                    propagates |= field.starts_with(b"shared:") || field.starts_with(b"master:")
+                }
+            }
+        }
         let fs_type = text(fields.next()?)?;
         let _source = fields.next()?;
         let super_options = text(fields.next()?)?
@@ -352,6 +363,7 @@ impl MountEntry {
             mount_point,
             fs_type,
             super_options,
+            propagates,
         })
     }
 }
@@ -496,6 +508,9 @@ mod tests {
             (67, 66, "0:42")
         );
         assert_eq!(entry.super_options, ["rw", "gid=5", "mode=620"]);
+        assert!(entry.propagates);
+        let private = MountEntry::parse(b"67 66 0:42 / /x rw unbindable - tmpfs tmpfs rw").unwrap();
+        assert!(!private.propagates);
         assert!(MountEntry::parse(b"67 66 0:42 / /x rw").is_none());
         assert!(MountEntry::parse_all(b"garbage\n").is_err());
         assert_eq!(unescaped(br"\04"), Path::new(r"\04"));

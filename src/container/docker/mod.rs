@@ -158,8 +158,8 @@ impl Docker {
         leave_running: bool,
     ) -> Result<DumpPlan> {
         let plan = async {
-            let (inspected, beneath) = self.ready(name, leave_running).await?;
-            Ok(beneath.plan(&inspected.id, consumer)?.0)
+            let ready = self.ready(name, leave_running).await?;
+            Ok(ready.beneath.plan(ready.owner(), consumer)?.plan)
         };
         plan.await.map_err(of(name))
     }
@@ -199,11 +199,9 @@ impl Docker {
         hooks: impl Hooks,
         options: CheckpointOptions,
     ) -> std::result::Result<CheckpointReport, ErrorKind> {
-        let (inspected, beneath) = self.ready(name, options.leaves_running()).await?;
-        let id = inspected.id.as_str();
-        let engine = EngineKind::Docker;
-        let owner = Owner { engine, id };
-        let mut report = match &beneath {
+        let ready = self.ready(name, options.leaves_running()).await?;
+        let (id, owner) = (ready.inspected.id.as_str(), ready.owner());
+        let mut report = match &ready.beneath {
             Beneath::Runc(root) => {
                 let runc = Runc::with_root(root);
                 runc.checkpoint_for(owner, criu, id, images, hooks, options)
@@ -216,7 +214,9 @@ impl Docker {
             }
         };
         if report.dump.tasks == TaskState::Absent {
-            report.left_behind.extend(self.has_ended(&inspected).await);
+            report
+                .left_behind
+                .extend(self.has_ended(&ready.inspected).await);
         }
         Ok(report)
     }
@@ -236,11 +236,9 @@ impl Docker {
         let images = images.as_ref();
         let planned = async {
             let ends = !options.leaves_running();
-            let (inspected, beneath) = self.ready(name, !ends).await?;
-            let id = inspected.id.as_str();
-            let engine = EngineKind::Docker;
-            let owner = Owner { engine, id };
-            let mut plan = match &beneath {
+            let ready = self.ready(name, !ends).await?;
+            let (id, owner) = (ready.inspected.id.as_str(), ready.owner());
+            let mut plan = match &ready.beneath {
                 Beneath::Runc(root) => {
                     let runc = Runc::with_root(root);
                     runc.plan_checkpoint_for(owner, criu, id, images, options)
@@ -253,7 +251,7 @@ impl Docker {
                 }
             };
             if ends {
-                let pid = inspected.state.pid;
+                let pid = ready.inspected.state.pid;
                 plan.push(Step::after(Action::AwaitEnd { pid }));
             }
             Ok(plan)
@@ -272,9 +270,9 @@ impl Docker {
         images: impl AsRef<Path>,
         options: PreDumpOptions,
     ) -> Result<dry_run::Plan> {
-        let (inspected, beneath) = self.ready(name, true).await.map_err(of(name))?;
-        let id = inspected.id.as_str();
-        match beneath {
+        let ready = self.ready(name, true).await.map_err(of(name))?;
+        let id = ready.inspected.id.as_str();
+        match &ready.beneath {
             Beneath::Runc(root) => {
                 let runc = Runc::with_root(root);
                 runc.plan_pre_dump(criu, id, images, options).await
@@ -303,9 +301,9 @@ impl Docker {
         images: &ImagesDir,
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
-        let (inspected, beneath) = self.ready(name, true).await.map_err(of(name))?;
-        let id = inspected.id.as_str();
-        match beneath {
+        let ready = self.ready(name, true).await.map_err(of(name))?;
+        let id = ready.inspected.id.as_str();
+        match &ready.beneath {
             Beneath::Runc(root) => {
                 let runc = Runc::with_root(root);
                 runc.pre_dump(criu, id, images, options).await
@@ -322,17 +320,26 @@ impl Docker {
         &self,
         name: &str,
         leave_running: bool,
-    ) -> std::result::Result<(Inspected, Beneath), ErrorKind> {
+    ) -> std::result::Result<Ready, ErrorKind> {
         let inspected = self.checkpointable(name, leave_running).await?;
-        let beneath = Place::of(&inspected)?.beneath;
+        let root = self.info().await?.docker_root_dir;
+        let ready = Ready {
+            beneath: Place::of(&inspected)?.beneath,
+            mounts: [
+                root.join("containers").join(&inspected.id).join("mounts"),
+                root.join("volumes"),
+            ],
+            inspected,
+        };
         if !leave_running {
-            if matches!(beneath, Beneath::Crun(_)) {
+            if matches!(ready.beneath, Beneath::Crun(_)) {
                 return Err(api::not_with_crun());
             }
-            let (_, model) = beneath.plan(&inspected.id, Consumer::Any)?;
-            has_no_linked_binds(&model)?;
+            let planned = ready.beneath.plan(ready.owner(), Consumer::Any)?;
+            has_no_linked_binds(&planned.model)?;
+            loses_nothing(ready.inspected.state.pid, &planned.left_out)?;
         }
-        Ok((inspected, beneath))
+        Ok(ready)
     }
 
     /// A container that can be checkpointed, as far as Docker's description tells.
@@ -377,6 +384,24 @@ impl Docker {
     }
 }
 
+/// A container that can be checkpointed.
+struct Ready {
+    inspected: Inspected,
+    beneath: Beneath,
+    /// Where Docker mounts shared memory and volumes.
+    mounts: [PathBuf; 2],
+}
+
+impl Ready {
+    fn owner(&self) -> Owner<'_> {
+        Owner {
+            engine: EngineKind::Docker,
+            id: &self.inspected.id,
+            mounts: &self.mounts,
+        }
+    }
+}
+
 /// Docker's own restore gives runc the sources of mounts as they were told, and runc gives them to CRIU.
 fn has_no_linked_binds(model: &Model) -> std::result::Result<(), ErrorKind> {
     let binds = model
@@ -387,6 +412,23 @@ fn has_no_linked_binds(model: &Model) -> std::result::Result<(), ErrorKind> {
         is_no_link(&mount.source, &mount.destination)?;
     }
     Ok(())
+}
+
+/// Docker takes volumes in memory down with their container.
+fn loses_nothing(pid: i32, left_out: &[PathBuf]) -> std::result::Result<(), ErrorKind> {
+    let below = PathBuf::from(format!("/proc/{pid}/root"));
+    let has_content = |target: &&PathBuf| {
+        let path = below.join(target.strip_prefix("/").unwrap_or(target));
+        fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+    };
+    match left_out.iter().find(has_content) {
+        None => Ok(()),
+        Some(target) => Err(ErrorKind::Unsupported(format!(
+            "what is in the volume at {} is in memory and would be lost, as Docker takes it down with the container: use \
+             --tmpfs instead, which is in the images; a checkpoint that leaves the container running can be made",
+            target.display()
+        ))),
+    }
 }
 
 fn is_no_link(source: &Path, destination: &Path) -> std::result::Result<(), ErrorKind> {

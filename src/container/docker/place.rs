@@ -12,7 +12,7 @@ use crate::container::error::ErrorKind;
 use crate::container::model::Model;
 use crate::container::plan::{Consumer, DumpPlan};
 use crate::container::runc::Runc;
-use crate::container::runtime::{Engine, Runtime};
+use crate::container::runtime::{Engine, Owner, Runtime};
 
 /// The shim's note of the runtime, in the bundle.
 const OPTIONS: &str = "options.json";
@@ -29,6 +29,15 @@ pub(super) struct Place {
     pub(super) shim: i32,
     /// The shim's working directory.
     pub(super) bundle: PathBuf,
+}
+
+/// What is known of a container that is up.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) plan: DumpPlan,
+    pub(super) model: Model,
+    /// Where what is in memory will not be in the images.
+    pub(super) left_out: Vec<PathBuf>,
 }
 
 /// The runtime and its root.
@@ -64,22 +73,24 @@ pub(super) fn has_no_leftover(inspected: &Inspected) -> Result<(), ErrorKind> {
 
 impl Beneath {
     /// What a container is, and what its dump would ask of CRIU.
-    pub(super) fn plan(
-        &self,
-        id: &str,
-        consumer: Consumer,
-    ) -> Result<(DumpPlan, Model), ErrorKind> {
+    pub(super) fn plan(&self, owner: Owner<'_>, consumer: Consumer) -> Result<Planned, ErrorKind> {
         fn of<E: Engine>(
             runtime: &Runtime<E>,
-            id: &str,
+            owner: Owner<'_>,
             consumer: Consumer,
-        ) -> Result<(DumpPlan, Model), ErrorKind> {
-            let container = runtime.find(id)?;
-            Ok((container.plan(consumer)?, container.model))
+        ) -> Result<Planned, ErrorKind> {
+            let mut container = runtime.find(owner.id)?;
+            container.take_in(owner.mounts);
+            let left_out = container.left_out(owner.mounts);
+            Ok(Planned {
+                plan: container.plan(consumer)?,
+                left_out: left_out.map(|mount| mount.target.clone()).collect(),
+                model: container.model,
+            })
         }
         match self {
-            Self::Runc(root) => of(&Runc::with_root(root), id, consumer),
-            Self::Crun(root) => of(&Crun::with_root(root), id, consumer),
+            Self::Runc(root) => of(&Runc::with_root(root), owner, consumer),
+            Self::Crun(root) => of(&Crun::with_root(root), owner, consumer),
         }
     }
 }

@@ -107,6 +107,8 @@ impl Inspected {
         Owner {
             engine: EngineKind::Podman,
             id: &self.id,
+            // It keeps shared memory by itself.
+            mounts: &[],
         }
     }
 

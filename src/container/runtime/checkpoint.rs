@@ -212,12 +212,14 @@ impl<E: Engine> Runtime<E> {
         owner: Option<Owner<'_>>,
     ) -> std::result::Result<Ready<E>, ErrorKind> {
         let directory = self.directory(id)?;
-        let container = self.find(id)?;
-        let plan = container.plan(options.consumer)?;
+        let mut container = self.find(id)?;
         let named = owner.unwrap_or(Owner {
             engine: E::KIND,
             id,
+            mounts: &[],
         });
+        container.take_in(named.mounts);
+        let plan = container.plan(options.consumer)?;
         check_processes(&container, named.engine).await?;
         let is_ours_to_remove = !options.leave_running && owner.is_none();
         let prepared = prepare(criu, images, &plan, &container, options).await?;

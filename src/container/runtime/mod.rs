@@ -31,7 +31,7 @@ pub use restore::Restored;
 use super::adopt::Undoing;
 use super::cgroup;
 use super::error::{Error, ErrorKind, Result};
-use super::model::{EngineKind, Live, Model, Status, is_valid_id};
+use super::model::{EngineKind, Live, Model, Mount, MountEntry, MountKind, Status, is_valid_id};
 use super::plan::{Consumer, DumpPlan};
 use engine::Record;
 
@@ -49,6 +49,8 @@ pub(crate) struct Owner<'a> {
     pub(crate) engine: EngineKind,
     /// The container's full id.
     pub(crate) id: &'a str,
+    /// Where the engine mounts what the container gets, and takes it down when that ends.
+    pub(crate) mounts: &'a [PathBuf],
 }
 
 /// A container as it was found.
@@ -146,6 +148,29 @@ impl<E: Engine> Runtime<E> {
 }
 
 impl<E: Engine> Container<E> {
+    /// What an engine has mounted from memory is gone with the container, so it goes into the images, as if the container had
+    /// mounted it by itself. `directories` are where the engine mounts.
+    pub(crate) fn take_in(&mut self, directories: &[PathBuf]) {
+        let Some(live) = &self.live else {
+            return;
+        };
+        for mount in &mut self.model.mounts {
+            // CRIU does not save what would propagate to mounts that are not in the images.
+            if is_of_memory(mount, live, directories).is_some_and(|found| !found.propagates) {
+                mount.kind = MountKind::Tmpfs;
+            }
+        }
+    }
+
+    /// What could not be taken in.
+    #[cfg(feature = "engine")]
+    pub(crate) fn left_out(&self, directories: &[PathBuf]) -> impl Iterator<Item = &Mount> {
+        let live = self.live.as_ref();
+        self.model.mounts.iter().filter(move |mount| {
+            live.is_some_and(|live| is_of_memory(mount, live, directories).is_some())
+        })
+    }
+
     /// What a checkpoint would ask of CRIU; nothing is done.
     ///
     /// # Errors
@@ -170,4 +195,19 @@ impl<E: Engine> Container<E> {
         let noted = self.record.noted_stdio();
         Ok(DumpPlan::new(&self.model, live, noted, consumer))
     }
+}
+
+/// The mount of a whole file system in memory that is bound from one of `directories`.
+fn is_of_memory<'a>(
+    mount: &Mount,
+    live: &'a Live,
+    directories: &[PathBuf],
+) -> Option<&'a MountEntry> {
+    let theirs = directories
+        .iter()
+        .any(|path| mount.source.starts_with(path));
+    (theirs && mount.kind == MountKind::Bind)
+        .then(|| live.mount_at(&mount.target))
+        .flatten()
+        .filter(|found| found.fs_type == "tmpfs" && found.root == Path::new("/"))
 }

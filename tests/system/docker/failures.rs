@@ -177,6 +177,9 @@ pub(super) fn failed_restore() -> Outcome {
     })
 }
 
+/// A volume in memory.
+const MEMORY: &str = "type=volume,target=/memory,volume-opt=type=tmpfs,volume-opt=device=tmpfs";
+
 pub(super) fn refusals() -> Outcome {
     with_docker(|yard| {
         let ground = yard.theirs.ground();
@@ -219,9 +222,13 @@ pub(super) fn refusals() -> Outcome {
             (&["--rm"][..], "policy", "--rm"),
             (&["--restart", "on-failure"], "policy", "--restart no"),
             (&["--volume", &link], "unsupported", "is a symbolic link"),
+            (&["--mount", MEMORY], "unsupported", "the volume at /memory"),
         ] {
             yard.theirs
                 .start_with(&[&["--network", "none"], options].concat())?;
+            let write = "[ ! -d /memory ] || echo >/memory/kept";
+            yard.theirs
+                .docker(&["exec", yard.name(), "/bin/sh", "-c", write])?;
             is(yard.not_checkpointed(yard.name())?, code, words)?;
             yard.has_status("running")?;
             let options = CheckpointOptions::new().leave_running(true);
