@@ -17,7 +17,7 @@ use super::{Container, Docker, of};
 use crate::ImagesDir;
 use crate::container::error::{Error, ErrorKind, Result};
 use crate::container::http::{ApiError, ApiProblem, Request};
-use crate::container::model::EngineKind;
+use crate::container::model::{EngineKind, Status};
 use crate::container::runtime::beside;
 use crate::diagnosis::{self, Findings};
 use crate::dry_run::{Action, Plan, Step, Undo, When};
@@ -27,6 +27,8 @@ use crate::image::{RestoreStats, STATS_RESTORE};
 const TEMPORARY: &str = "/tmp";
 /// The log of the runtime's restore, in the work directory of the container's shim.
 const LOG: &str = "restore.log";
+/// What Docker answers when it is asked to start what runs.
+const ALREADY: u16 = 304;
 /// How often the log is looked for, which Docker removes when a restore has failed.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -224,12 +226,18 @@ impl Docker {
         temporary.sort();
         temporary.dedup();
         let left_behind = staging.remove(&temporary);
-        if let Err(error) = answered {
-            let findings = log.and_then(|log| findings(&log));
-            let kind = ErrorKind::EngineRestore {
+        let kind = match answered {
+            Err(error) => Some(ErrorKind::EngineRestore {
                 error: Box::new(error),
-                findings: findings.map(Box::new),
-            };
+                findings: log.and_then(|log| findings(&log)).map(Box::new),
+            }),
+            // Somebody was faster, and perhaps not with these images.
+            Ok(answer) if answer.status == ALREADY => Some(ErrorKind::Exists {
+                status: Status::Running,
+            }),
+            Ok(_) => None,
+        };
+        if let Some(kind) = kind {
             return Err(Error::new(EngineKind::Docker, &name, kind).with_left_behind(left_behind));
         }
         let container = now

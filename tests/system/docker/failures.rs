@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criu_client::ImagesDir;
 use criu_client::container::docker::{CheckpointOptions, Docker, RestoreOptions};
@@ -89,6 +89,22 @@ pub(super) fn dropped_restore() -> Outcome {
         yard.nothing_is_left()?;
         yard.has_status("running")?;
         ground.goes_on_from(&counted)?;
+        // Of two at once one is too late.
+        yard.kill()?;
+        let (one, other) = block_on(async {
+            let restore = || {
+                let options = RestoreOptions::new();
+                yard.ours.restore(yard.name(), &images, options)
+            };
+            tokio::join!(restore(), restore())
+        });
+        let late = match (one, other) {
+            (Ok(_), Err(error)) | (Err(error), Ok(_)) => error,
+            both => return Err(format!("{both:?}")),
+        };
+        ensure!(late.code() == "exists", "{}", whole(late));
+        yard.nothing_is_left()?;
+        yard.has_status("running")?;
         // One that was only waited for too briefly is the same.
         yard.kill()?;
         let limit = Duration::from_millis(30);
@@ -134,13 +150,13 @@ pub(super) fn killed_restore() -> Outcome {
         until("Docker is asked", || staged() == 1)?;
         asking.kill().and_then(|()| asking.wait()).map_err(text)?;
         // Docker may have been asked, or not yet.
-        until("Docker has answered", || {
-            let restored =
-                yard.has_status("running").is_ok() && ground.goes_on_from(&counted).is_ok();
-            restored || yard.has_status("exited").is_ok()
-        })?;
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while yard.has_status("running").is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         ensure!(staged() == 1, "somebody else has removed the links");
         if yard.has_status("running").is_ok() {
+            ground.goes_on_from(&counted)?;
             yard.kill()?;
         }
         yard.restore(&images)?;
