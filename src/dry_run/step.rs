@@ -310,7 +310,7 @@ pub enum Undo {
     Removed,
     /// It is removed when CRIU has written nothing to it.
     IfEmpty,
-    /// It stays, and does no harm.
+    /// It is not undone, and need not be.
     Stays,
     /// The tasks run on as before.
     TasksRunOn,
@@ -325,7 +325,7 @@ impl fmt::Display for Undo {
         f.write_str(match self {
             Self::Removed => "undone",
             Self::IfEmpty => "removed, if CRIU has written nothing to it",
-            Self::Stays => "stays as it is",
+            Self::Stays => "stays so",
             Self::TasksRunOn => "the tasks run on",
             Self::TasksGone => "none of the tasks is left",
             Self::Nothing => "nothing, as the operation has succeeded by then",

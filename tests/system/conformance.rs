@@ -6,6 +6,7 @@
 //! before.
 
 mod allowed;
+mod engine;
 mod runtime;
 
 use std::fmt;
@@ -29,8 +30,8 @@ pub(crate) trait Subject {
     /// The engine checkpoints it: whether it succeeds.
     fn dump(&mut self) -> Result<bool, String>;
 
-    /// What we would ask to restore what the engine has just checkpointed.
-    fn planned_restore(&self) -> Result<Options, String>;
+    /// What we would ask to restore what the engine has just checkpointed; none where we have the engine restore.
+    fn planned_restore(&self) -> Result<Option<Options>, String>;
 
     /// The engine restores it: whether it succeeds.
     fn restore(&mut self) -> Result<bool, String>;
@@ -81,7 +82,8 @@ impl fmt::Display for Side {
 
 pub(crate) fn tests() -> Tests {
     let mut tests: Tests = Vec::new();
-    let cases = runtime::cases();
+    let mut cases = runtime::cases();
+    cases.extend(engine::cases());
     let known: Vec<_> = cases
         .iter()
         .map(|case| (case.engine, case.configuration))
@@ -131,8 +133,11 @@ fn conforms(case: &Case) -> Outcome {
         dumped == (case.reaches != Reaches::Dump),
         "whether its own dump succeeds: {dumped}; {problems:#?}"
     );
-    if dumped {
-        let planned = subject.planned_restore()?;
+    let planned = match dumped {
+        true => subject.planned_restore()?,
+        false => None,
+    };
+    if let Some(planned) = planned {
         let restored = subject.restore()?;
         let heard = sent(&stage, "RESTORE")?;
         problems.extend(compare(case, Side::Restore, &*subject, &planned, &heard));

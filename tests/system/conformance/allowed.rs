@@ -61,12 +61,14 @@ pub(super) fn matches(pattern: &str, text: &str) -> bool {
 use Configurations::{All, But, In};
 use Side::{Dump, Restore};
 
-const BOTH: &[&str] = &["runc", "crun"];
-const RUNC: &[&str] = &["runc"];
-const CRUN: &[&str] = &["crun"];
+// By the runtime that sends the request.
+const ALL_ENGINES: &[&str] = &["runc", "podman+runc", "docker", "crun", "podman+crun"];
+const RUNC: &[&str] = &["runc", "podman+runc", "docker"];
+const CRUN: &[&str] = &["crun", "podman+crun"];
+const ABOVE: &[&str] = &["podman+runc", "podman+crun", "docker"];
 
 const ROW: Allowed = Allowed {
-    engines: BOTH,
+    engines: ALL_ENGINES,
     side: Dump,
     configurations: All,
     cgroup_v1: false,
@@ -247,6 +249,29 @@ pub(super) static ALLOWED: &[Allowed] = &[
         options: &["config_file"],
         ours: "DIR/criu.conf",
         reason: "crun takes the annotation org.criu.config since 1.26",
+        ..ROW
+    },
+    Allowed {
+        engines: ABOVE,
+        options: &["images_dir_fd"],
+        ours: "DIR/images",
+        theirs: "DIR/*",
+        reason: "engines keep images where they keep everything; ours are where we were told",
+        ..ROW
+    },
+    Allowed {
+        engines: ABOVE,
+        options: &["work_dir_fd"],
+        theirs: "DIR/*",
+        reason: "engines keep logs apart from the images, to find them; ours are where --work-path says, or with the images",
+        ..ROW
+    },
+    Allowed {
+        engines: &["podman+crun"],
+        options: &["root"],
+        ours: "DIR/storage/overlay/*/merged",
+        theirs: "DIR/*DIR/storage/overlay/*/merged",
+        reason: "crun puts the bundle before an absolute root; at a dump CRIU needs it for AUFS only",
         ..ROW
     },
     // Restore.

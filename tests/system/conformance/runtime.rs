@@ -553,7 +553,7 @@ impl<E: Program> Subject for Container<E> {
         Ok(true)
     }
 
-    fn planned_restore(&self) -> Result<Options, String> {
+    fn planned_restore(&self) -> Result<Option<Options>, String> {
         let box_ = &self.box_;
         let mut options = RestoreOptions::new().detach(true);
         if let Some(console) = &self.console {
@@ -567,7 +567,7 @@ impl<E: Program> Subject for Container<E> {
         let (runtime, criu) = (box_.ours(), criu());
         let plan = runtime.plan_restore(&criu, &box_.id, &images, box_.bundle(), options);
         let plan = block_on(plan).map_err(whole)?;
-        Ok(plan.request.ok_or("no request")?.options)
+        Ok(Some(plan.request.ok_or("no request")?.options))
     }
 
     fn restore(&mut self) -> Result<bool, String> {
