@@ -33,6 +33,9 @@ use super::signals::{Attendant, Interrupts};
 #[serde(rename_all = "camelCase")]
 pub(super) struct Checkpointed<'a, P> {
     pub(super) target: String,
+    /// The full id, where the target is not that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) container: Option<&'a str>,
     pub(super) images_dir: &'a Path,
     pub(super) pre_dump: bool,
     #[serde(flatten)]
@@ -256,6 +259,7 @@ async fn dump<E: Engine>(
     left_behind(context, &report.left_behind);
     let done = Checkpointed {
         target: target::<E>(id),
+        container: None,
         images_dir: images.path(),
         pre_dump: false,
         report: &report.dump,

@@ -38,13 +38,13 @@ pub(super) async fn run(context: &Context, list: &List) -> Result<ExitCode, Fail
     let mut listed = list.containers.runc().list()?;
     listed.extend(list.containers.crun().list()?);
     let root = list.containers.podman_root();
-    let mut listed = podman::claim(listed, root).map_err(|error| {
-        Failure::failed(format!(
-            "Podman's containers in {} cannot be read",
-            root.display()
-        ))
-        .caused_by(error)
-    })?;
+    // As with Docker: what cannot be read keeps nobody from seeing the others.
+    let mut listed = podman::claim(listed.clone(), root).unwrap_or_else(|error| {
+        let root = root.display();
+        let failure = Failure::failed(format!("Podman's containers in {root} cannot be read"));
+        context.output.warn(failure.caused_by(error).summary());
+        listed
+    });
     listed.extend(of_docker(context, list).await);
     let entries: Vec<Entry> = listed
         .into_iter()

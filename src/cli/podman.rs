@@ -51,7 +51,7 @@ struct Done<'a> {
 
 impl Containers {
     pub(super) fn podman(&self) -> Result<Podman, Failure> {
-        if let Some(url) = &self.podman_url {
+        if let Some(url) = self.podman_url.as_deref().filter(|url| !url.is_empty()) {
             let path = url
                 .strip_prefix("unix://")
                 .filter(|path| path.starts_with('/'));
@@ -85,6 +85,7 @@ impl Containers {
                 "Podman's containers in {} cannot be read",
                 root.display()
             ))
+            .hint("name the engine, as in runc:ID, and it is not looked there")
             .caused_by(error)
         })?;
         let exact =
@@ -163,6 +164,7 @@ async fn dump(
     container::left_behind(context, &report.left_behind);
     let done = Checkpointed {
         target: target(id),
+        container: Some(&report.id),
         images_dir: images.path(),
         pre_dump: false,
         report: &report.dump,

@@ -11,7 +11,7 @@ use crate::support::{Outcome, Tests};
 
 pub(crate) fn tests() -> Tests {
     type Test = (&'static str, fn(Program) -> Outcome);
-    let tests: [Test; 20] = [
+    let tests: [Test; 22] = [
         (
             "a container goes there and back, and is Podman's again",
             journeys::round_trip,
@@ -29,7 +29,7 @@ pub(crate) fn tests() -> Tests {
             journeys::checkpointed_by_itself,
         ),
         (
-            "a terminal, processes, threads, files in memory and limits are restored",
+            "a terminal, processes, files in memory and limits are restored",
             journeys::everything,
         ),
         ("a paused container is checkpointed", journeys::paused),
@@ -50,6 +50,14 @@ pub(crate) fn tests() -> Tests {
         (
             "a dropped restore is Podman's to finish",
             failures::dropped_restore,
+        ),
+        (
+            "an interrupted restore tells what became of it",
+            failures::interrupted_restore,
+        ),
+        (
+            "a network that another container lent is joined again",
+            networks::lent,
         ),
         (
             "addresses, a published port and a connection survive",

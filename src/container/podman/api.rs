@@ -32,6 +32,11 @@ pub(super) struct Inspected {
     #[serde(default)]
     pub(super) network_settings: NetworkSettings,
     pub(super) host_config: HostConfig,
+    #[serde(default)]
+    config: Config,
+    /// The container that keeps a pod's namespaces.
+    #[serde(default)]
+    is_infra: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,6 +54,13 @@ pub(super) struct State {
 pub(super) struct NetworkSettings {
     #[serde(default)]
     pub(super) networks: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    #[serde(default)]
+    labels: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -137,6 +149,12 @@ impl Inspected {
     /// Refuses a container that Podman would remove, or start anew, as soon as its processes have ended.
     pub(super) fn stays_ended(&self) -> Result<()> {
         let (id, config) = (&self.id, &self.host_config);
+        if self.is_infra {
+            return Err(ErrorKind::Policy(
+                "it keeps the namespaces of a pod, whose other containers would lose them: checkpoint those, or leave it running"
+                    .into(),
+            ));
+        }
         if config.auto_remove {
             return Err(ErrorKind::Policy(
                 "Podman removes it (--rm) as soon as its processes have ended, so nothing would be left to restore: leave it \
@@ -151,6 +169,19 @@ impl Inspected {
                  first, with `podman update --restart no {id}`, or leave it running"
             ))),
         }
+    }
+}
+
+/// The label of a container that a unit of systemd's runs.
+const UNIT: &str = "PODMAN_SYSTEMD_UNIT";
+
+impl Inspected {
+    /// What else may start it anew.
+    pub(super) fn notes(&self) -> Option<String> {
+        let unit = self.config.labels.as_ref()?.get(UNIT)?;
+        Some(format!(
+            "systemd's unit {unit} runs the container, and may start it anew as soon as its processes have ended: see its Restart="
+        ))
     }
 }
 

@@ -184,7 +184,10 @@ impl Podman {
         let plan = async {
             let inspected = self.checkpointable(name, leave_running).await?;
             let beneath = Beneath::of(&inspected)?;
-            beneath.plan(&inspected, beneath.consumer(consumer))
+            let mut plan = beneath.plan(&inspected, beneath.consumer(consumer))?;
+            plan.notes
+                .extend(inspected.notes().filter(|_| !leave_running));
+            Ok(plan)
         };
         plan.await.map_err(of(name))
     }
@@ -277,6 +280,7 @@ impl Podman {
                 plan.push(step);
             }
             if !leave_running {
+                plan.notes.extend(inspected.notes());
                 plan.push(Step::after(Action::AwaitEnd {
                     pid: inspected.state.conmon_pid,
                 }));

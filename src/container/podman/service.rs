@@ -2,8 +2,8 @@
 //!
 //! Podman has no daemon, and often nobody listens at its socket. Then `podman system service` is started on a socket that only
 //! we know, in a process group of its own, so that a terminal's signals do not end it in the middle of a restore. It is ended and
-//! reaped by [`Podman::settled`], and dropped when the last clone is. Should we be killed, it ends by itself when it has been asked
-//! nothing for some time, and not before: a restore that it has begun is not cut short.
+//! reaped by [`Podman::settled`]. Should nobody come to that, or should we be killed, it ends by itself when it has been asked nothing
+//! for some time, and not before: a restore that it has begun is not cut short.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek};
@@ -188,13 +188,6 @@ impl Service {
         {
             tracing::warn!(pid = self.child.id(), "a service of Podman does not end");
         }
-    }
-}
-
-impl Drop for Service {
-    /// tokio reaps it.
-    fn drop(&mut self) {
-        self.ask_to_end();
     }
 }
 

@@ -65,6 +65,16 @@ impl Podman {
         self.ground.path("runtime")
     }
 
+    /// Has the runtime remove its record of the container, which has ended.
+    pub(crate) fn forget(&self) -> Outcome {
+        let root = self.runtime_root().display().to_string();
+        let delete = [self.program.name(), "--root", &root, "delete", "--force"];
+        let mut invocation = delete.map(str::to_owned).to_vec();
+        invocation.push(self.container().to_owned());
+        self.ground.finish(self.ground.command(&invocation)?)?;
+        Ok(())
+    }
+
     /// The container's bundle.
     pub(crate) fn bundle(&self) -> PathBuf {
         let containers = self.storage().join("overlay-containers");

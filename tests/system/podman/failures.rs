@@ -1,14 +1,18 @@
 //! What goes wrong, and what is left of it.
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use criu_client::ImagesDir;
+use criu_client::container::plan::Consumer;
 use criu_client::container::podman::{CheckpointOptions, Podman, RestoreOptions};
 use criu_client::notify::{HookTable, Reply, Script, hook_fn};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
 
-use super::fixture::{names, whole, with};
+use super::fixture::{Box_, names, whole, with};
 use crate::engines::{Engine, Program};
 use crate::support::{Outcome, block_on, criu, ensure, text, until};
 
@@ -66,8 +70,25 @@ pub(super) fn policies(program: Program) -> Outcome {
             // Nothing ends then.
             box_.checkpoint_with(&images, CheckpointOptions::new().leave_running(true))?;
             box_.is("running")?;
+            if error.contains("podman update") {
+                // What it says can be done.
+                box_.podman(&["update", "--restart", "no", &box_.id()])?;
+                box_.checkpoint(&images)?;
+                box_.is("exited")?;
+                box_.restore(&images)?;
+            }
             box_.podman(&["rm", "--force", "--time", "0", &box_.id()])?;
             fs::remove_dir_all(images.path()).map_err(text)?;
+        }
+        let label = "PODMAN_SYSTEMD_UNIT=web.service";
+        box_.engine
+            .run_container(&["--network", "none", "--label", label], &command)?;
+        let (ours, id) = (box_.ours(), box_.id());
+        for (leave_running, told) in [(false, true), (true, false)] {
+            let plan =
+                block_on(ours.dump_plan(&id, Consumer::Any, leave_running)).map_err(whole)?;
+            let tells = plan.notes.iter().any(|note| note.contains("web.service"));
+            ensure!(tells == told, "{leave_running}: {:?}", plan.notes);
         }
         Ok(())
     })
@@ -200,6 +221,50 @@ pub(super) fn failing_restore(program: Program) -> Outcome {
 
 pub(super) const KILLED: &str = "what a killed restore has left is undone by the next";
 
+/// criuctl, as soon as the images are in place.
+fn restoring(box_: &Box_, images: &ImagesDir) -> Result<Child, String> {
+    let url = format!("unix://{}", box_.served.socket.display());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_criuctl"))
+        .args(["restore", &format!("podman:{}", box_.id())])
+        .args(["--format", "json", "--podman-url", &url])
+        .arg("--image-path")
+        .arg(images.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(text)?;
+    while !box_.engine.bundle().join("criuctl-restore.json").exists() {
+        ensure!(
+            child.try_wait().map_err(text)?.is_none(),
+            "it was over too quickly"
+        );
+    }
+    Ok(child)
+}
+
+pub(super) fn interrupted_restore(program: Program) -> Outcome {
+    with(program, |box_| {
+        box_.engine.start()?;
+        let images = box_.images("images")?;
+        box_.checkpoint(&images)?;
+        let counted = box_.engine.ground().stands_still()?;
+        let child = restoring(box_, &images)?;
+        let pid = Pid::from_raw(child.id().cast_signed());
+        kill(pid, Signal::SIGINT).map_err(text)?;
+        let output = child.wait_with_output().map_err(text)?;
+        // Podman went on, and that is what is said.
+        ensure!(output.status.code() == Some(130), "{output:?}");
+        let error: Value = serde_json::from_slice(&output.stdout).map_err(text)?;
+        ensure!(
+            error["code"] == "cancelled" && error["tasks"] == "running",
+            "{error}"
+        );
+        box_.bundle_is_clean()?;
+        box_.is("running")?;
+        box_.engine.ground().goes_on_from(&counted)
+    })
+}
+
 /// criuctl is killed as soon as the images are in place.
 pub(super) fn killed_restore(program: Program) -> Outcome {
     with(program, |box_| {
@@ -208,22 +273,7 @@ pub(super) fn killed_restore(program: Program) -> Outcome {
         box_.checkpoint(&images)?;
         let counted = box_.engine.ground().stands_still()?;
         let bundle = box_.engine.bundle();
-        let url = format!("unix://{}", box_.served.socket.display());
-        let mut child = Command::new(env!("CARGO_BIN_EXE_criuctl"))
-            .args(["restore", &format!("podman:{}", box_.id())])
-            .args(["--podman-url", &url])
-            .arg("--image-path")
-            .arg(images.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(text)?;
-        while !bundle.join("criuctl-restore.json").exists() {
-            ensure!(
-                child.try_wait().map_err(text)?.is_none(),
-                "it was too quick to be killed"
-            );
-        }
+        let mut child = restoring(box_, &images)?;
         child.kill().map_err(text)?;
         child.wait().map_err(text)?;
         // Podman restores it, or fails, as it would without us; nothing is written into the images then.

@@ -143,7 +143,13 @@ impl Box_ {
     /// Ends the container, as its user would.
     pub(super) fn stop(&self) -> Outcome {
         self.podman(&["stop", "--time", "0", self.engine.container()])?;
-        until("the container has exited", || self.is("exited").is_ok())
+        until("the container has exited", || self.is("exited").is_ok())?;
+        // The clean-up that conmon starts is not told of the root that the tests give to the runtime, and may be first.
+        let root = self.engine.runtime_root();
+        match root.join(self.engine.container()).exists() {
+            true => self.engine.forget(),
+            false => Ok(()),
+        }
     }
 
     /// Our own program, with this Podman.

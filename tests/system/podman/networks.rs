@@ -108,6 +108,31 @@ pub(super) fn host(program: Program) -> Outcome {
     })
 }
 
+/// A container in the network of another, outside a pod.
+pub(super) fn lent(program: Program) -> Outcome {
+    with(program, |box_| {
+        let lender = box_.engine.run_container(&["--network", "none"], &ECHO)?;
+        let volume = box_.engine.ground().volume();
+        let network = format!("container:{lender}");
+        box_.engine
+            .run_container(&["--network", &network, "--volume", &volume], &COUNTER)?;
+        box_.engine.ground().counts()?;
+        let images = box_.images("images")?;
+        box_.checkpoint(&images)?;
+        let counted = box_.engine.ground().stands_still()?;
+        let restored = box_.restore(&images)?;
+        box_.engine.ground().goes_on_from(&counted)?;
+        let lender = box_.podman(&["inspect", "--format", "{{.State.Pid}}", &lender])?;
+        let network = |pid: &str| std::fs::read_link(format!("/proc/{}/ns/net", pid.trim()));
+        let pid = restored.container.pid.ok_or("no pid")?.to_string();
+        ensure!(
+            network(&pid).map_err(text)? == network(&lender).map_err(text)?,
+            "it is in another network"
+        );
+        Ok(())
+    })
+}
+
 pub(super) fn pod(program: Program) -> Outcome {
     with(program, |box_| {
         let group = box_.engine.ground().group();
@@ -153,6 +178,15 @@ fn in_pod(box_: &mut Box_, pod: &str) -> Outcome {
     };
     until("the other listens", || talks().is_ok())?;
     let images = box_.images("images")?;
+    let infra = box_.podman(&["ps", "--quiet", "--no-trunc", "--filter", "name=infra"])?;
+    box_.engine.is_called(infra.trim());
+    let refused = box_.checkpoint(&images);
+    box_.engine.is_called(&id);
+    let refused = refused.err().ok_or("the pod was to lose its namespaces")?;
+    ensure!(
+        refused.contains("\"policy\"") && refused.contains("of a pod"),
+        "{refused}"
+    );
     let established = CheckpointOptions::new().tcp_established(true);
     let refused = box_.checkpoint_with(&images, established);
     let refused = refused.err().ok_or("the others were to be locked in")?;
