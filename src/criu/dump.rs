@@ -65,13 +65,13 @@ impl Criu {
         images: &ImagesDir,
         options: DumpOptions,
     ) -> Result<Operation<DumpReport>> {
-        let mut plan = self.dump_plan(pid, options)?;
+        let mut plan = self.dump_plan(pid, options).await?;
         plan.images = Some(images.clone());
         self.begin(plan).await.map(Operation::from_held)
     }
 
-    pub(super) fn dump_plan(&self, pid: i32, options: DumpOptions) -> Result<Plan> {
-        exists(OperationKind::Dump, pid)?;
+    pub(super) async fn dump_plan(&self, pid: i32, options: DumpOptions) -> Result<Plan> {
+        self.demand(OperationKind::Dump, pid).await?;
         let prepared = options
             .prepare(FIRST_REQUEST_FD)
             .map_err(|error| Error::before(OperationKind::Dump, error.into()))?;
@@ -142,14 +142,14 @@ impl Criu {
         images: &ImagesDir,
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
-        let mut plan = self.pre_dump_plan(pid, options)?;
+        let mut plan = self.pre_dump_plan(pid, options).await?;
         plan.images = Some(images.clone());
         let held = self.begin(plan).await?;
         PreDumpReport::from_ended(super::complete(held).await?)
     }
 
-    pub(super) fn pre_dump_plan(&self, pid: i32, options: PreDumpOptions) -> Result<Plan> {
-        exists(OperationKind::PreDump, pid)?;
+    pub(super) async fn pre_dump_plan(&self, pid: i32, options: PreDumpOptions) -> Result<Plan> {
+        self.demand(OperationKind::PreDump, pid).await?;
         let prepared = options
             .prepare(FIRST_REQUEST_FD)
             .map_err(|error| Error::before(OperationKind::PreDump, error.into()))?;
@@ -207,13 +207,16 @@ impl FromEnded for PreDumpReport {
     }
 }
 
-/// CRIU reports a pid that does not exist in the same way as one that it may not trace.
-fn exists(operation: OperationKind, pid: i32) -> Result<()> {
-    let found = u32::try_from(pid).is_ok_and(|pid| pid > 0)
-        && std::path::Path::new(&format!("/proc/{pid}")).exists();
-    match found {
-        true => Ok(()),
-        false => Err(Error::new(
+impl Criu {
+    /// CRIU reports a pid that does not exist in the same way as one that it may not trace. Of a service in another pid
+    /// namespace nothing else can be asked.
+    async fn demand(&self, operation: OperationKind, pid: i32) -> Result<()> {
+        let positive = u32::try_from(pid).is_ok_and(|pid| pid > 0);
+        let found = positive && std::path::Path::new(&format!("/proc/{pid}")).exists();
+        if found || positive && !self.shares_pids().await? {
+            return Ok(());
+        }
+        Err(Error::new(
             ErrorKind::Precondition {
                 what: format!(
                     "there is no process {pid}: give the pid of the root of the task tree, as seen in this pid namespace"
@@ -221,6 +224,6 @@ fn exists(operation: OperationKind, pid: i32) -> Result<()> {
                 source: None,
             },
             Record::new(operation, TaskState::Absent),
-        )),
+        ))
     }
 }

@@ -28,7 +28,7 @@ impl Criu {
         images: impl AsRef<Path>,
         options: DumpOptions,
     ) -> Result<dry_run::Plan> {
-        let plan = self.dump_plan(pid, options)?;
+        let plan = self.dump_plan(pid, options).await?;
         self.shown(plan, images.as_ref()).await
     }
 
@@ -42,7 +42,7 @@ impl Criu {
         images: impl AsRef<Path>,
         options: PreDumpOptions,
     ) -> Result<dry_run::Plan> {
-        let plan = self.pre_dump_plan(pid, options)?;
+        let plan = self.pre_dump_plan(pid, options).await?;
         self.shown(plan, images.as_ref()).await
     }
 
@@ -58,7 +58,7 @@ impl Criu {
         options: RestoreOptions,
     ) -> Result<dry_run::Plan> {
         let (plan, pids) = self.restore_plan(images, options, child)?;
-        Self::are_free(&pids)?;
+        self.are_free(&pids).await?;
         self.shown(plan, images.path()).await
     }
 

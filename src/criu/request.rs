@@ -11,6 +11,7 @@ use tracing::{Instrument, Span};
 
 use super::care::{Care, Ground};
 use super::images::Log;
+use super::info::version_plan;
 use super::running::{Clock, Held, Running, Trouble, conclude};
 use super::settle::Ended;
 use super::tasks::{self, Trail};
@@ -245,6 +246,19 @@ impl Criu {
                 None => lost,
             }
         })
+    }
+
+    /// Whether CRIU's numbers of processes mean the same here. Only a service can be in another pid namespace, and is asked.
+    pub(super) async fn shares_pids(&self) -> Result<bool> {
+        if self.program().is_some() {
+            return Ok(true);
+        }
+        let mut plan = version_plan();
+        plan.keep_open = true;
+        let (running, _) = self.open(&mut plan, &mark(), Span::current()).await?;
+        let shares = running.same_pids();
+        abandon(running).await;
+        Ok(shares)
     }
 
     async fn connect_for(&self, plan: &Plan, mark: &str) -> Result<(Option<Worker>, Socket)> {

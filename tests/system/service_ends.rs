@@ -259,7 +259,7 @@ impl Drop for Elsewhere {
     }
 }
 
-/// The part of the client elsewhere. Processes that have nothing to do with CRIU have the numbers that it is told.
+/// The part of the client elsewhere. Processes that have nothing to do with CRIU have the numbers that it is told, or nobody.
 pub(crate) fn be_a_client_elsewhere(arguments: &[String]) -> Outcome {
     let [verb, socket, pid, images] = arguments else {
         return Err(format!("wrong arguments {arguments:?}"));
@@ -268,7 +268,8 @@ pub(crate) fn be_a_client_elsewhere(arguments: &[String]) -> Outcome {
     let images = ImagesDir::open(Path::new(images)).map_err(text)?;
     let criu = Criu::service(socket);
     let mut strangers = Vec::new();
-    if verb != "restore" {
+    // What has the number that CRIU restores a task at stands in nobody's way, and nobody need have that of a task to dump.
+    if verb != "dump" {
         strangers.push(Stranger::at(pid)?);
     }
     if verb == "page-server" {
@@ -277,16 +278,12 @@ pub(crate) fn be_a_client_elsewhere(arguments: &[String]) -> Outcome {
             strangers.push(Stranger::start()?);
         }
     }
-    let mut late = None;
     let hold_at = match verb.as_str() {
         "dump" => Script::QueryExternalFiles,
         _ => Script::PostRestore,
     };
     let hooks = hook_fn(|notify: Notify| {
         let mut held = Ok(());
-        if notify.script() == Script::PreRestore {
-            held = Stranger::at(pid).map(|stranger| late = Some(stranger));
-        }
         if notify.script() == hold_at {
             held = say(&serde_json::json!("holding"));
         }
@@ -316,7 +313,7 @@ pub(crate) fn be_a_client_elsewhere(arguments: &[String]) -> Outcome {
         .err()
         .map_or_else(|| Err("it succeeded".to_owned()), |error| Ok(Some(error)))
     })?;
-    let live = strangers.iter().chain(&late).all(Stranger::lives);
+    let live = strangers.iter().all(Stranger::lives);
     say(&serde_json::json!({ "error": error, "strangersLive": live }))
 }
 
