@@ -18,10 +18,40 @@ use rustix::net::{
 use crate::support::*;
 
 /// The victim's program in its root.
-const PROGRAM: &str = "victim";
+pub(crate) const PROGRAM: &str = "victim";
 
-/// Makes `root` a mount point with this program, the libraries that it has loaded, and the directories it needs.
+/// Makes `root` a mount point with this program and all that it needs.
 pub(crate) fn make_root(root: &Path) -> Result<PathBuf, String> {
+    fill_root(root)?;
+    let null = root.join("dev/null");
+    nix::sys::stat::mknod(
+        &null,
+        nix::sys::stat::SFlag::S_IFCHR,
+        nix::sys::stat::Mode::from_bits_truncate(0o666),
+        nix::sys::stat::makedev(1, 3),
+    )
+    .map_err(text)?;
+    mount(
+        Some(root),
+        root,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .map_err(text)?;
+    mount(
+        None::<&str>,
+        root,
+        None::<&str>,
+        MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .map_err(text)?;
+    Ok(root.to_owned())
+}
+
+/// This program, the libraries that it has loaded, and the directories it needs.
+pub(crate) fn fill_root(root: &Path) -> Outcome {
     for directory in ["dev/pts", "proc", "tmp", "old"] {
         fs::create_dir_all(root.join(directory)).map_err(text)?;
     }
@@ -57,31 +87,7 @@ pub(crate) fn make_root(root: &Path) -> Result<PathBuf, String> {
             copy(&fs::canonicalize(host).map_err(text)?, &inside)?;
         }
     }
-    let null = root.join("dev/null");
-    nix::sys::stat::mknod(
-        &null,
-        nix::sys::stat::SFlag::S_IFCHR,
-        nix::sys::stat::Mode::from_bits_truncate(0o666),
-        nix::sys::stat::makedev(1, 3),
-    )
-    .map_err(text)?;
-    mount(
-        Some(root),
-        root,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .map_err(text)?;
-    mount(
-        None::<&str>,
-        root,
-        None::<&str>,
-        MsFlags::MS_PRIVATE,
-        None::<&str>,
-    )
-    .map_err(text)?;
-    Ok(root.to_owned())
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Outcome {

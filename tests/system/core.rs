@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use criu_client::notify::{Event, Notify, Reply, Script, hook_fn};
 use criu_client::options::{
-    CheckOptions, Compression, CpuCapabilities, CpuinfoOptions, DumpOptions, Leave, Lz4,
+    CheckOptions, Compression, CpuCapabilities, CpuinfoOptions, DumpOptions, Leave, LogLevel, Lz4,
     PreDumpOptions, RestoreOptions,
 };
 use criu_client::{Criu, ErrorKind, Exit, HookFailure, ImagesDir, TaskState, Version};
@@ -195,12 +195,9 @@ fn round_trip(subject: &Subject) -> Outcome {
     let mut victim = Victim::start(Kind::Plain)?;
     let images = victim.images("images");
     let traces = Traces::take();
-    let report = block_on(
-        subject
-            .criu()
-            .dump(victim.pid, &images, (), DumpOptions::new()),
-    )
-    .map_err(whole)?;
+    // At its own level, a CRIU that has nothing to complain about writes no log.
+    let options = DumpOptions::new().log_level(LogLevel::Debug);
+    let report = block_on(subject.criu().dump(victim.pid, &images, (), options)).map_err(whole)?;
     ensure!(
         report.tasks == TaskState::Absent && report.pid == victim.pid && !report.restored,
         "{report:?}"
@@ -575,7 +572,9 @@ fn fresh_logs(subject: &Subject) -> Outcome {
     let images = victim.images("images");
     let mut logs = Vec::new();
     for _ in 0..3 {
-        let options = DumpOptions::new().leave(Leave::Running);
+        let options = DumpOptions::new()
+            .leave(Leave::Running)
+            .log_level(LogLevel::Debug);
         let report =
             block_on(subject.criu().dump(victim.pid, &images, (), options)).map_err(whole)?;
         logs.push(report.details.log.ok_or("no log")?);

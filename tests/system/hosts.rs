@@ -97,6 +97,7 @@ pub(crate) fn be_a_host(arguments: &[String]) -> Outcome {
             }
             block_on(both_ways(Exit::Signal(libc::SIGTERM)))
         }
+        "unprivileged" => runtime()?.block_on(crate::vm::unprivileged()),
         "dumps-itself" => runtime()?.block_on(dump_self(arguments)),
         other => Err(format!("unknown host {other}")),
     }

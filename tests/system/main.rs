@@ -32,6 +32,7 @@ mod service_ends;
 mod support;
 mod transfer;
 mod victim;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -51,7 +52,12 @@ fn main() -> ExitCode {
         Some("--elsewhere") => return part(service_ends::be_a_client_elsewhere(&arguments[2..])),
         _ => {}
     }
-    let mut arguments = Arguments::from_args();
+    // Another kernel: see scripts/vm.
+    let in_vm = arguments.get(1).map(String::as_str) == Some("--in-vm");
+    let mut arguments = match in_vm {
+        true => Arguments::from_iter([&arguments[..1], &arguments[2..]].concat()),
+        false => Arguments::from_args(),
+    };
     // Zombies, descriptors and firewall rules are counted for the whole process: one test at a time.
     arguments.test_threads = Some(1);
     if !arguments.list {
@@ -88,7 +94,11 @@ fn main() -> ExitCode {
         matrix::tests(),
         interposed::tests(),
     ];
-    for (name, test) in lists.into_iter().flatten() {
+    let tests = match in_vm {
+        true => vm::tests(),
+        false => lists.into_iter().flatten().collect(),
+    };
+    for (name, test) in tests {
         trials.push(trial(name, missing.clone(), test));
     }
     libtest_mimic::run(&arguments, trials).exit_code()

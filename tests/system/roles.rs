@@ -37,6 +37,9 @@ fn live(path: &Path, role: &str, argument: &str) -> Outcome {
         "tree" => tree()?,
         "files" => files(path)?,
         "memory" => memory(argument.parse().map_err(text)?),
+        "rounds" => rounds(path),
+        "user-namespace" => user_namespace()?,
+        "user" => user(argument),
         "environment" => environment(argument),
         "lock" => lock(path)?,
         "tcp" => tcp()?,
@@ -180,6 +183,94 @@ fn memory(mebibytes: usize) -> Look {
             "memory does not keep what is written to it"
         );
         pages[last + 8..last + 16].copy_from_slice(&body[..8]);
+        Ok(())
+    })
+}
+
+/// How much memory the role `rounds` has: sixteen huge pages, of which a round writes to whole ones.
+pub(crate) const ROUNDS_PAGES: usize = 8192;
+
+/// How many pages are written in a round: a quarter of those of the round before.
+pub(crate) const fn pages_of_round(round: usize) -> usize {
+    ROUNDS_PAGES >> (2 * round)
+}
+
+/// Begins a round, for a victim that counts in `count`.
+pub(crate) fn begin_round(count: &Path, round: usize) -> Outcome {
+    // It must never read half of it.
+    let unfinished = count.with_extension("next");
+    fs::write(&unfinished, round.to_string()).map_err(text)?;
+    fs::rename(unfinished, round_file(count)).map_err(text)
+}
+
+fn round_file(count: &Path) -> PathBuf {
+    count.with_extension("round")
+}
+
+/// Memory that is written to once a round, less and less of it; each page knows in which round it was written last.
+fn rounds(path: &Path) -> Look {
+    let file = round_file(path);
+    let mut pages = vec![0u8; ROUNDS_PAGES * PAGE];
+    let mut expected = vec![0u8; ROUNDS_PAGES];
+    let mut current = None;
+    let fill = |page: &mut [u8], number: usize, round: u8| {
+        page.fill(round ^ number as u8);
+        page[..8].copy_from_slice(&number.to_ne_bytes());
+        page[8] = round;
+    };
+    let mut whole = vec![0u8; PAGE];
+    Box::new(move |_| {
+        let round: usize = fs::read_to_string(&file)
+            .ok()
+            .and_then(|number| number.trim().parse().ok())
+            .unwrap_or(0);
+        if current != Some(round) {
+            let many = pages_of_round(round);
+            for (number, page) in pages.chunks_exact_mut(PAGE).take(many).enumerate() {
+                fill(page, number, round as u8);
+            }
+            expected[..many].fill(round as u8);
+            current = Some(round);
+        }
+        for (number, page) in pages.chunks_exact(PAGE).enumerate() {
+            fill(&mut whole, number, expected[number]);
+            ensure!(
+                *page == *whole,
+                "page {number} is not as round {} left it",
+                expected[number]
+            );
+        }
+        Ok(())
+    })
+}
+
+/// A user namespace of its own, in which it is root and nobody else is known.
+fn user_namespace() -> Result<Look, String> {
+    let (user, group) = (nix::unistd::getuid(), nix::unistd::getgid());
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(text)?;
+    fs::write("/proc/self/setgroups", "deny").map_err(text)?;
+    fs::write("/proc/self/uid_map", format!("0 {user} 1")).map_err(text)?;
+    fs::write("/proc/self/gid_map", format!("0 {group} 1")).map_err(text)?;
+    let map = fs::read_to_string("/proc/self/uid_map").map_err(text)?;
+    Ok(Box::new(move |_| {
+        let found = fs::read_to_string("/proc/self/uid_map").map_err(text)?;
+        ensure!(found == map, "the map of users is {found} and was {map}");
+        let user = nix::unistd::getuid();
+        ensure!(user.is_root(), "inside, it is user {user}");
+        Ok(())
+    }))
+}
+
+/// Is the user `argument`, and stays it.
+fn user(argument: &str) -> Look {
+    let expected = argument.to_owned();
+    Box::new(move |_| {
+        let ids = nix::unistd::getresuid().map_err(text)?;
+        let found = [ids.real, ids.effective, ids.saved].map(|id| id.to_string());
+        ensure!(
+            found.iter().all(|id| *id == expected),
+            "it is user {found:?} instead of {expected}"
+        );
         Ok(())
     })
 }

@@ -7,6 +7,7 @@ pub(crate) mod fixture;
 mod interchange;
 mod joined;
 mod journeys;
+mod other_kernel;
 mod planned;
 mod seen;
 
@@ -15,6 +16,13 @@ use criu_client::container::runc::RuncEngine;
 
 use crate::support::{Test, Tests};
 use fixture::Program;
+
+/// What this machine's kernel cannot do, for a machine of `scripts/vm`.
+pub(crate) fn vm_tests() -> Tests {
+    let mut tests = other_kernel::of::<RuncEngine>();
+    tests.extend(other_kernel::of::<CrunEngine>());
+    tests
+}
 
 pub(crate) fn tests() -> Tests {
     let mut tests = of::<RuncEngine>();

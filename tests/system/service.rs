@@ -177,6 +177,7 @@ fn round_trip() -> Outcome {
     ensure!(report.pid == victim.pid, "{report:?}");
     victim.goes_on()?;
     victim.end();
+    orphans_are_gone(&[victim.pid])?;
     drop(images);
     settled(&service, &traces)
 }

@@ -34,6 +34,8 @@ pub(crate) struct Spec {
     pub(crate) directory: Option<PathBuf>,
     /// The network namespace it starts in.
     pub(crate) network: Option<OwnedFd>,
+    /// The user and group that it is from the start.
+    pub(crate) user: Option<u32>,
     /// A mount namespace with a root directory of its own.
     pub(crate) root: bool,
     /// With a root: a pid namespace in which it is number 1.
@@ -251,6 +253,11 @@ impl Spec {
         command.envs(self.environment);
         if let Some(directory) = self.directory {
             command.current_dir(directory);
+        }
+        if let Some(user) = self.user {
+            let place = victim.directory.path();
+            std::os::unix::fs::chown(place, Some(user), Some(user)).map_err(text)?;
+            command.uid(user).gid(user);
         }
         let network = self.network;
         // SAFETY: all are system calls that touch no memory of the parent.
