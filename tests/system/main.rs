@@ -53,10 +53,14 @@ fn main() -> ExitCode {
         _ => {}
     }
     // Another kernel: see scripts/vm.
-    let in_vm = arguments.get(1).map(String::as_str) == Some("--in-vm");
-    let mut arguments = match in_vm {
-        true => Arguments::from_iter([&arguments[..1], &arguments[2..]].concat()),
-        false => Arguments::from_args(),
+    let elsewhere: Option<fn() -> support::Tests> = match arguments.get(1).map(String::as_str) {
+        Some("--in-vm") => Some(vm::tests),
+        Some("--in-pair") => Some(vm::pair::tests),
+        _ => None,
+    };
+    let mut arguments = match elsewhere {
+        Some(_) => Arguments::from_iter([&arguments[..1], &arguments[2..]].concat()),
+        None => Arguments::from_args(),
     };
     // Zombies, descriptors and firewall rules are counted for the whole process: one test at a time.
     arguments.test_threads = Some(1);
@@ -94,9 +98,9 @@ fn main() -> ExitCode {
         matrix::tests(),
         interposed::tests(),
     ];
-    let tests = match in_vm {
-        true => vm::tests(),
-        false => lists.into_iter().flatten().collect(),
+    let tests = match elsewhere {
+        Some(tests) => tests(),
+        None => lists.into_iter().flatten().collect(),
     };
     for (name, test) in tests {
         trials.push(trial(name, missing.clone(), test));

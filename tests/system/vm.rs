@@ -2,6 +2,7 @@
 //! capability. Run in a machine of `scripts/vm`, as `system --in-vm`. Of the other tests those that look at the kernel run again.
 
 pub(crate) mod chain;
+pub(crate) mod pair;
 pub(crate) mod users;
 
 use crate::support::*;
@@ -52,7 +53,8 @@ fn is_run_again(name: &str) -> bool {
     !beside.iter().any(|start| name.starts_with(start))
         && !name.starts_with("interchange: ")
         && !name.contains("pre-stream")
-        && (!name.starts_with("matrix/") || name.contains("kill-criu") && !name.ends_with("/child"))
+        && (!name.starts_with("matrix/") || name.starts_with("matrix/dump/"))
+        && (!name.starts_with("matrix/") || name.contains("kill-criu"))
 }
 
 /// The machine is what the rest of these tests take it for.
