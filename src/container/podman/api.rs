@@ -33,6 +33,8 @@ pub(super) struct Inspected {
     pub(super) network_settings: NetworkSettings,
     pub(super) host_config: HostConfig,
     #[serde(default)]
+    mounts: Vec<Mounted>,
+    #[serde(default)]
     config: Config,
     /// The container that keeps a pod's namespaces.
     #[serde(default)]
@@ -54,6 +56,15 @@ pub(super) struct State {
 pub(super) struct NetworkSettings {
     #[serde(default)]
     pub(super) networks: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Mounted {
+    #[serde(rename = "Type")]
+    kind: String,
+    #[serde(default)]
+    source: PathBuf,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -122,6 +133,12 @@ impl Inspected {
             // It keeps shared memory by itself.
             mounts: &[],
         }
+    }
+
+    /// Where this host has its volumes, some of which Podman mounts for as long as somebody uses them.
+    pub(super) fn volumes(&self) -> Vec<PathBuf> {
+        let volumes = self.mounts.iter().filter(|mount| mount.kind == "volume");
+        volumes.map(|mount| mount.source.clone()).collect()
     }
 
     pub(super) fn is_up(&self) -> bool {

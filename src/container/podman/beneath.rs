@@ -66,6 +66,27 @@ impl Beneath {
         }
     }
 
+    /// Where the container has file systems in memory that Podman has mounted at one of `sources`.
+    pub(super) fn in_memory(
+        &self,
+        inspected: &Inspected,
+        sources: &[PathBuf],
+    ) -> Result<Vec<PathBuf>> {
+        fn targets<E: Engine>(
+            runtime: &Runtime<E>,
+            inspected: &Inspected,
+            sources: &[PathBuf],
+        ) -> Result<Vec<PathBuf>> {
+            let container = found(runtime, inspected)?;
+            let targets = container.left_out(sources);
+            Ok(targets.map(|mount| mount.target.clone()).collect())
+        }
+        match self {
+            Self::Runc(runc) => targets(runc, inspected, sources),
+            Self::Crun(crun) => targets(crun, inspected, sources),
+        }
+    }
+
     pub(super) async fn checkpoint(
         &self,
         owner: Owner<'_>,

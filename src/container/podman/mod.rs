@@ -184,6 +184,9 @@ impl Podman {
         let plan = async {
             let inspected = self.checkpointable(name, leave_running).await?;
             let beneath = Beneath::of(&inspected)?;
+            if !leave_running {
+                loses_nothing(&inspected, &beneath)?;
+            }
             let mut plan = beneath.plan(&inspected, beneath.consumer(consumer))?;
             plan.notes
                 .extend(inspected.notes().filter(|_| !leave_running));
@@ -298,6 +301,9 @@ impl Podman {
     ) -> std::result::Result<Ready, ErrorKind> {
         let inspected = self.checkpointable(name, leave_running).await?;
         let beneath = Beneath::of(&inspected)?;
+        if !leave_running {
+            loses_nothing(&inspected, &beneath)?;
+        }
         let network = self.network_status(&inspected).await?;
         let network = network
             .map(|status| serde_json::to_vec_pretty(&status))
@@ -390,5 +396,18 @@ impl Podman {
             "its processes have ended, and Podman has not cleaned up after them ({problem}): `podman container cleanup {}` does",
             inspected.id
         ))
+    }
+}
+
+/// Podman takes volumes in memory down with their last container.
+fn loses_nothing(inspected: &Inspected, beneath: &Beneath) -> std::result::Result<(), ErrorKind> {
+    let targets = beneath.in_memory(inspected, &inspected.volumes())?;
+    match targets.first() {
+        None => Ok(()),
+        Some(target) => Err(ErrorKind::Policy(format!(
+            "what is in the volume at {} is in memory, and Podman takes it down with the container: use --tmpfs instead, \
+             which is in the images, or leave it running",
+            target.display()
+        ))),
     }
 }

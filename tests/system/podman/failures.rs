@@ -80,6 +80,23 @@ pub(super) fn policies(program: Program) -> Outcome {
             box_.podman(&["rm", "--force", "--time", "0", &box_.id()])?;
             fs::remove_dir_all(images.path()).map_err(text)?;
         }
+        let memory = ["--opt", "type=tmpfs", "--opt", "device=tmpfs", "memory"];
+        box_.podman(&[&["volume", "create"], &memory[..]].concat())?;
+        box_.engine.run_container(
+            &["--network", "none", "--volume", "memory:/memory"],
+            &command,
+        )?;
+        let images = box_.images("images")?;
+        let error = box_
+            .checkpoint(&images)
+            .err()
+            .ok_or("it was to be refused")?;
+        ensure!(
+            error.contains("\"policy\"") && error.contains("volume at /memory"),
+            "{error}"
+        );
+        box_.is("running")?;
+        box_.checkpoint_with(&images, CheckpointOptions::new().leave_running(true))?;
         let label = "PODMAN_SYSTEMD_UNIT=web.service";
         box_.engine
             .run_container(&["--network", "none", "--label", label], &command)?;
