@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::images::Log;
-use super::request::{abandon, mark};
+use super::request::mark;
+use super::running::{Held, conclude};
 use super::{Criu, ImagesDir, Plan};
 use crate::dry_run::{self, Action, PlannedRequest, Step, When};
 use crate::error::{Error, OperationKind, Result};
@@ -66,11 +67,13 @@ impl Criu {
         let kind = plan.kind;
         self.allows(&plan)?;
         let numbered = numbered(&plan);
-        let (running, _) = self
+        let (mut running, answer) = self
             .open(&mut plan, &mark(), tracing::Span::current())
             .await?;
         let version = running.version.clone();
-        abandon(running).await;
+        // With its last answer CRIU ends by itself when we hang up. There is nothing to fail.
+        running.answer = Some(answer);
+        let _ = conclude(&mut Held::new(running)).await;
 
         let request = plan.settle(&version)?;
         let stem = plan.log_stem();

@@ -459,7 +459,7 @@ async fn fail(mut running: Running, trouble: Trouble) -> Error {
 }
 
 /// Ends a connection on which nothing was asked but the version.
-pub(super) async fn abandon(running: Running) {
+async fn abandon(running: Running) {
     let _ = fail(running, Trouble::Cancelled).await;
 }
 
