@@ -1,7 +1,7 @@
 //! Containers on a kernel that tracks memory and has cgroup v2 alone: for a machine of `scripts/vm`.
 
-use std::fs;
-use std::os::unix::fs::chown;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use criu_client::container::runtime::{CheckpointOptions, RestoreOptions};
@@ -31,6 +31,7 @@ pub(super) fn of<E: Program>() -> Tests {
         ),
         ("its own chain is restored by us", chain_restored_by_us::<E>),
         ("a container of another user", other_user::<E>),
+        ("a container in a user namespace", user_namespace::<E>),
         ("limits of cgroup v2 are kept", limits::<E>),
     ];
     list.iter()
@@ -210,6 +211,36 @@ fn other_user<E: Program>() -> Outcome {
     box_.checkpoint(&images)?;
     box_.restore(&images)?;
     let after = identity(box_.pid()?)?;
+    ensure!(before == after, "{before:#?}\n{after:#?}");
+    box_.delete()
+}
+
+/// Root inside is somebody else outside, before and after.
+fn user_namespace<E: Program>() -> Outcome {
+    const OUTSIDE: u32 = 100_000;
+    let mut box_ = Fixture::<E>::with("userns", |config| {
+        let map = json!([{"containerID": 0, "hostID": OUTSIDE, "size": 65536}]);
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+        if let Some(namespaces) = config["linux"]["namespaces"].as_array_mut() {
+            namespaces.push(json!({"type": "user"}));
+        }
+    })?;
+    // The way to the bundle must be open to whom root is outside.
+    for path in [box_.directory.path().to_owned(), box_.bundle()] {
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).map_err(text)?;
+    }
+    chown(box_.rootfs(), Some(OUTSIDE), Some(OUTSIDE)).map_err(text)?;
+    box_.start()?;
+    let map = |pid: i32| fs::read_to_string(format!("/proc/{pid}/uid_map")).map_err(text);
+    let before = (map(box_.pid()?)?, identity(box_.pid()?)?);
+    ensure!(before.0.contains("100000"), "{before:?}");
+    let images = box_.images("images");
+    box_.checkpoint(&images)?;
+    // Its tasks read their images as whom they are outside.
+    fs::set_permissions(images.path(), Permissions::from_mode(0o711)).map_err(text)?;
+    box_.restore(&images)?;
+    let after = (map(box_.pid()?)?, identity(box_.pid()?)?);
     ensure!(before == after, "{before:#?}\n{after:#?}");
     box_.delete()
 }
