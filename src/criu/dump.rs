@@ -24,6 +24,10 @@ impl Criu {
     /// Without [`leave`](DumpOptions::leave) the tasks are killed when all is written; their parent has to reap them, and
     /// their pids are taken until it has.
     ///
+    /// CRIU waits for the end of what it kills. The first process of a pid namespace ends only when everything in that
+    /// namespace is reaped: a process that somebody has put there from outside (`runc exec` does) and whose parent does not
+    /// reap it holds up the answer to the dump. A caller that may be such a parent, as a subreaper is, reaps meanwhile.
+    ///
     /// # The tasks
     /// Success: killed, or left as asked. Every failure, refusal, time limit and cancellation, the death of CRIU and our
     /// own at any moment before the answer to [`PostDump`](crate::notify::Event::PostDump): they run on, the network

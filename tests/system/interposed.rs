@@ -28,6 +28,9 @@ pub(crate) fn tests() -> Tests {
         if name != "docker" {
             add("traced", traced);
         }
+        if ["runc", "crun"].contains(&name) {
+            add("a-process-that-was-added", added_process);
+        }
     }
     tests.extend(named(
         "interposed/",
@@ -308,6 +311,34 @@ fn traced(maker: Maker) -> Outcome {
         summary(&lines, "RESTORE")?;
         engine.status()?.is_running()?;
         engine.ground().goes_on_from(&counted)
+    })
+}
+
+/// A process that was added to the container, and that came to us: CRIU kills the container's first process and waits for its
+/// end, which comes only when we have reaped the other.
+fn added_process(maker: Maker) -> Outcome {
+    let stage = Stage::install(&[])?;
+    with_engine(maker, stage.environment(), |engine| {
+        engine.start()?;
+        let ground = engine.ground();
+        let file = ground.text("added.pid");
+        let mut invocation = engine.invocation();
+        let exec = ["exec", "-d", "--pid-file", &file, &ground.id];
+        invocation.extend(exec.map(str::to_owned));
+        invocation.extend(["/bin/sleep", "1000"].map(str::to_owned));
+        let mut command = ground.command(&invocation)?;
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        ground.finish_silently(command)?;
+        let added = fs::read_to_string(&file).map_err(text)?;
+        let added = nix::unistd::Pid::from_raw(added.trim().parse().map_err(text)?);
+        let reaped = std::thread::spawn(move || nix::sys::wait::waitpid(added, None));
+        engine.run(&engine.checkpoint_arguments("first"))?;
+        ensure!(
+            matches!(reaped.join(), Ok(Ok(_))),
+            "the added process did not come to us, so nothing is shown"
+        );
+        ensure!(succeeded(&stage.session_of("DUMP")?), "not well");
+        engine.settle()
     })
 }
 
