@@ -201,6 +201,20 @@ pub struct IdMapping {
     pub size: i64,
 }
 
+impl Linux {
+    /// Who root inside is outside: user and group.
+    pub(crate) fn root_outside(&self) -> (i64, i64) {
+        let root = |mappings: &Option<Vec<IdMapping>>| {
+            let mapping = mappings
+                .iter()
+                .flatten()
+                .find(|mapping| mapping.container_id == 0);
+            mapping.map_or(0, |mapping| mapping.host_id)
+        };
+        (root(&self.uid_mappings), root(&self.gid_mappings))
+    }
+}
+
 /// A device file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -349,18 +349,12 @@ fn devices(linux: &Linux) -> Vec<Value> {
 
 /// In a user namespace the device files belong to its root.
 fn own_devices(config: &mut Map<String, Value>, linux: &Linux) {
-    let root = |mappings: Option<&[IdMapping]>| {
-        let mapping = mappings
-            .into_iter()
-            .flatten()
-            .find(|mapping| mapping.container_id == 0);
-        mapping.map_or(0, |mapping| mapping.host_id)
-    };
+    let (uid, gid) = linux.root_outside();
     if let Some(Value::Array(devices)) = config.get_mut("devices") {
         for device in devices {
             if let Value::Object(device) = device {
-                device.insert("uid".into(), json!(root(linux.uid_mappings.as_deref())));
-                device.insert("gid".into(), json!(root(linux.gid_mappings.as_deref())));
+                device.insert("uid".into(), json!(uid));
+                device.insert("gid".into(), json!(gid));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::beside::{Saved, descriptors};
@@ -123,6 +124,9 @@ impl<E: Engine> Runtime<E> {
             descriptors: &descriptors,
         })?;
         check(&model, &bundle.config)?;
+        if let Some(linux) = &bundle.spec.linux {
+            lets_in(images, linux.root_outside())?;
+        }
         // A runtime follows a link when it mounts, but CRIU does not.
         for mount in &mut model.mounts {
             if mount.kind == MountKind::Bind
@@ -181,6 +185,36 @@ fn is_checkpointed_into(directory: &Path, images: &ImagesDir) -> bool {
     match (marked, fs::canonicalize(images.path())) {
         (Ok(marked), Ok(images)) => marked == images,
         _ => false,
+    }
+}
+
+/// In a user namespace the tasks open their images as whom its root is outside.
+fn lets_in(images: &ImagesDir, (uid, gid): (i64, i64)) -> Result<()> {
+    if uid == 0 {
+        return Ok(());
+    }
+    let metadata = fs::metadata(images.path()).map_err(|source| ErrorKind::Images {
+        path: images.path().to_owned(),
+        problem: "cannot be looked at".into(),
+        source: Some(source.into()),
+    })?;
+    let search = if i64::from(metadata.uid()) == uid {
+        0o100
+    } else if i64::from(metadata.gid()) == gid {
+        0o010
+    } else {
+        0o001
+    };
+    match metadata.mode() & search {
+        0 => Err(ErrorKind::Images {
+            path: images.path().to_owned(),
+            problem: format!(
+                "cannot be entered by user {uid}, who is root in the container's user namespace, and whose tasks open their \
+                 images themselves: give the directory to group {gid} and let that in (chgrp {gid}, chmod g+x)"
+            ),
+            source: None,
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -237,8 +237,11 @@ fn user_namespace<E: Program>() -> Outcome {
     ensure!(before.0.contains("100000"), "{before:?}");
     let images = box_.images("images");
     box_.checkpoint(&images)?;
-    // Its tasks read their images as whom they are outside.
-    fs::set_permissions(images.path(), Permissions::from_mode(0o711)).map_err(text)?;
+    // Its tasks open their images as whom they are outside: nobody else need be let in.
+    let refused = box_.restore(&images).err().unwrap_or_default();
+    ensure!(refused.contains("chgrp 100000"), "{refused:?}");
+    chown(images.path(), None, Some(OUTSIDE)).map_err(text)?;
+    fs::set_permissions(images.path(), Permissions::from_mode(0o710)).map_err(text)?;
     box_.restore(&images)?;
     let after = (map(box_.pid()?)?, identity(box_.pid()?)?);
     ensure!(before == after, "{before:#?}\n{after:#?}");
