@@ -227,14 +227,14 @@ impl Criu {
     /// Refuses pids that something has which lives.
     pub(super) async fn are_free(&self, pids: &[i32]) -> Result<()> {
         match tasks::taken(pids) {
-            Some(taken) if !taken.zombie && self.shares_pids().await? => Err(taken_by(&taken)),
+            Some(taken) if !taken.zombie && self.shares_pids().await => Err(taken_by(&taken)),
             _ => Ok(()),
         }
     }
 
     /// A pid that a zombie still has comes free when its parent reaps it; one that anything else has does not.
     async fn wait_for_pids(&self, pids: &[i32]) -> Result<()> {
-        if tasks::taken(pids).is_none() || !self.shares_pids().await? {
+        if tasks::taken(pids).is_none() || !self.shares_pids().await {
             return Ok(());
         }
         let deadline = Instant::now() + self.limits.settle;

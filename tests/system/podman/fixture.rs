@@ -25,6 +25,7 @@ pub(super) fn with(program: Program, test: impl FnOnce(&mut Box_) -> Outcome) ->
     let mut box_ = Box_ { engine, served };
     let left = box_.engine.ground().traces();
     let had_firewall = has_firewall();
+    let had_mount = has_mount();
     let outcome = test(&mut box_);
     drop(box_);
     if !had_firewall && has_firewall() {
@@ -33,9 +34,22 @@ pub(super) fn with(program: Program, test: impl FnOnce(&mut Box_) -> Outcome) ->
             .args(["delete", "table", "inet", "netavark"])
             .status();
     }
+    if !had_mount && has_mount() {
+        // Podman mounts the directory of network namespaces onto itself, and leaves it so.
+        nix::mount::umount2(NAMESPACES, nix::mount::MntFlags::MNT_DETACH).map_err(text)?;
+    }
     outcome?;
     left.nothing_is_left()?;
     traces.unchanged()
+}
+
+const NAMESPACES: &str = "/run/netns";
+
+fn has_mount() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts
+        .lines()
+        .any(|mount| mount.split(' ').nth(4) == Some(NAMESPACES))
 }
 
 fn has_firewall() -> bool {
