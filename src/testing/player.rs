@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::connection::Connection;
 use super::script::{Script, Step};
@@ -160,9 +161,9 @@ impl<S: FnMut(&Transcript)> Player<S> {
     }
 
     fn write(&self, directory: i32, name: &str, contents: &[u8]) -> Result<(), String> {
-        let peer = rustix::net::sockopt::socket_peercred(self.connection.socket()?)
+        let peer = nix::sys::socket::getsockopt(self.connection.socket()?, PeerCredentials)
             .map_err(|error| error.to_string())?;
-        let path = format!("/proc/{}/fd/{directory}/{name}", peer.pid.as_raw_nonzero());
+        let path = format!("/proc/{}/fd/{directory}/{name}", peer.pid());
         OpenOptions::new()
             .create(true)
             .write(true)

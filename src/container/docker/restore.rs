@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde::Serialize;
 use tracing::Instrument;
 
@@ -260,8 +261,9 @@ impl Docker {
     /// The daemon's process, as far as its socket tells: one that systemd has made tells of systemd.
     fn daemon(&self) -> Option<i32> {
         let stream = std::os::unix::net::UnixStream::connect(self.socket()).ok()?;
-        let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
-        Some(peer.pid.as_raw_nonzero().get())
+        let peer = nix::sys::socket::getsockopt(&stream, PeerCredentials).ok()?;
+        // Zero stands for a process of another pid namespace.
+        Some(peer.pid()).filter(|pid| *pid > 0)
     }
 }
 

@@ -11,7 +11,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -125,12 +125,18 @@ impl Staging {
 
     fn remove_unpacked(&self, temporary: &Path) -> Vec<String> {
         let entries = fs::read_dir(temporary).into_iter().flatten().flatten();
+        let own = rustix::process::geteuid().as_raw();
         let ours = entries
             .filter(|entry| {
                 entry
                     .file_name()
                     .as_encoded_bytes()
                     .starts_with(UNPACKED.as_bytes())
+            })
+            // Everybody may make one in a directory for temporary files, and a note in it that is none.
+            .filter(|entry| {
+                let metadata = entry.metadata();
+                metadata.is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == own)
             })
             .map(|entry| entry.path())
             .filter(|path| {
