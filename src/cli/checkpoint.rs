@@ -1,7 +1,9 @@
 //! `checkpoint`
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::fs;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -153,16 +155,42 @@ fn there_is(pid: i32) -> Result<(), Failure> {
 }
 
 /// The images directory, made if it is missing, with its parent images if there are to be any.
-pub(super) fn images_to_write(checkpoint: &Checkpoint) -> Result<ImagesDir, Failure> {
-    let path = &checkpoint.images.image_path;
-    let images = ImagesDir::create(path).map_err(|error| {
+pub(super) fn images_to_write(checkpoint: &Checkpoint) -> Result<NewImages, Failure> {
+    let path = images_to_plan(checkpoint)?;
+    let cannot = |error| {
         Failure::input(format!("{} cannot be the images directory", path.display()))
             .caused_by(error)
-    })?;
-    if let Some(parent) = &checkpoint.dump_images.parent_path {
-        has_parent(path, parent)?;
+    };
+    let made = ImagesDir::missing(path).map_err(cannot)?;
+    let images = ImagesDir::create(path).map_err(cannot)?;
+    Ok(NewImages { images, made })
+}
+
+/// An images directory. What was made for it is removed when this is dropped, if nothing has come into it: a verb that refuses
+/// leaves nothing.
+pub(super) struct NewImages {
+    images: ImagesDir,
+    /// The outermost first.
+    made: Vec<PathBuf>,
+}
+
+impl Deref for NewImages {
+    type Target = ImagesDir;
+
+    fn deref(&self) -> &ImagesDir {
+        &self.images
     }
-    Ok(images)
+}
+
+impl Drop for NewImages {
+    fn drop(&mut self) {
+        for directory in self.made.iter().rev() {
+            // Not one with anything in it.
+            if fs::remove_dir(directory).is_err() {
+                break;
+            }
+        }
+    }
 }
 
 /// CRIU makes a full dump without a word when there are no parent images.

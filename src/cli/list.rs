@@ -14,7 +14,7 @@ use super::failure::Failure;
 
 /// List the containers of runc, crun, Docker and Podman on this host
 ///
-/// Says of each whether it can be checkpointed, as far as its record tells, and if not, why.
+/// Says of each whether it can be checkpointed, as far as its record tells, and if not, or only with --leave-running, why.
 #[derive(Debug, Args)]
 pub(super) struct List {
     #[command(flatten)]
@@ -35,10 +35,16 @@ struct Entry {
 }
 
 pub(super) async fn run(context: &Context, list: &List) -> Result<ExitCode, Failure> {
-    let mut listed = list.containers.runc().list()?;
-    listed.extend(list.containers.crun().list()?);
+    // What cannot be read, or asked, keeps nobody from seeing the others.
+    let or_told = |listed: Result<Vec<Listed>, criu_client::container::Error>| {
+        listed.unwrap_or_else(|error| {
+            context.output.warn(Failure::from(error).summary());
+            Vec::new()
+        })
+    };
+    let mut listed = or_told(list.containers.runc().list());
+    listed.extend(or_told(list.containers.crun().list()));
     let root = list.containers.podman_root();
-    // As with Docker: what cannot be read keeps nobody from seeing the others.
     let mut listed = podman::claim(listed.clone(), root).unwrap_or_else(|error| {
         let root = root.display();
         let failure = Failure::failed(format!("Podman's containers in {root} cannot be read"));

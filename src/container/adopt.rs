@@ -21,10 +21,14 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+#[cfg(feature = "engine")]
+use tracing::Instrument;
 
 use super::cgroup;
 use super::model::{MountEntry, ProcessId};
 use super::mounts;
+#[cfg(feature = "engine")]
+use super::{error::ErrorKind, http::ApiError, http::ApiProblem};
 use crate::Criu;
 
 /// Where the journals are.
@@ -368,11 +372,42 @@ impl Undoing {
         Self(Arc::new(watch::Sender::new(0)))
     }
 
-    /// One more, until what this returns is dropped.
+    /// Does `work`, which an engine does not interrupt, in a task of its own, and waits for it; for `limit` at the most.
+    ///
+    /// Whatever becomes of the waiting, the work goes on, and [`Undoing::done`] waits for it. `socket` is the engine's.
     #[cfg(feature = "engine")]
-    pub(crate) fn begin(&self) -> Underway {
+    pub(crate) async fn uninterrupted<T: Send + 'static>(
+        &self,
+        socket: &Path,
+        limit: Option<Duration>,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> std::result::Result<T, ErrorKind> {
         self.0.send_modify(|count| *count += 1);
-        Underway(self.clone())
+        let underway = Underway(self.clone());
+        let working = tokio::spawn(
+            async move {
+                let done = work.await;
+                drop(underway);
+                done
+            }
+            .in_current_span(),
+        );
+        let finished = match limit {
+            None => working.await,
+            Some(limit) => match tokio::time::timeout(limit, working).await {
+                Ok(finished) => finished,
+                Err(_) => {
+                    return Err(ErrorKind::Api(Box::new(ApiError {
+                        request: "the restore".into(),
+                        socket: socket.to_owned(),
+                        problem: ApiProblem::TimedOut(limit),
+                    })));
+                }
+            },
+        };
+        finished.map_err(|error| {
+            ErrorKind::system("waiting for the engine")(std::io::Error::other(error))
+        })
     }
 
     pub(crate) async fn done(&self) {
@@ -384,7 +419,7 @@ impl Undoing {
 /// Something that is waited for.
 #[cfg(feature = "engine")]
 #[derive(Debug)]
-pub(crate) struct Underway(Undoing);
+struct Underway(Undoing);
 
 #[cfg(feature = "engine")]
 impl Drop for Underway {

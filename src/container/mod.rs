@@ -22,6 +22,8 @@
 //! | `criuctl-runc-state.json`, `criuctl-runc-config.json`; `criuctl-crun-status.json`, `criuctl-crun-config.json` | the runtime's record and the configuration, which are gone after a checkpoint |
 
 mod adopt;
+#[cfg(feature = "engine")]
+mod beneath;
 mod cgroup;
 pub mod crun;
 #[cfg(feature = "engine")]

@@ -99,6 +99,23 @@ impl ProcessId {
     pub(crate) fn is_alive(self) -> bool {
         Self::of(self.pid) == Some(self)
     }
+
+    /// The beginning of a name that tells whose a file or directory is; anything may follow.
+    #[cfg(feature = "engine")]
+    pub(crate) fn to_name(self, prefix: &str) -> String {
+        format!("{prefix}{}-{}-", self.pid, self.start_time)
+    }
+
+    /// Whose a file or directory with this name is, if it was named so.
+    #[cfg(feature = "engine")]
+    pub(crate) fn of_name(prefix: &str, name: &std::ffi::OsStr) -> Option<Self> {
+        let mut numbers = name.to_str()?.strip_prefix(prefix)?.splitn(3, '-');
+        let known = Self {
+            pid: numbers.next()?.parse().ok()?,
+            start_time: numbers.next()?.parse().ok()?,
+        };
+        numbers.next().map(|_| known)
+    }
 }
 
 /// The kinds of namespaces.
@@ -495,6 +512,29 @@ pub(crate) fn is_valid_id(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(feature = "engine")]
+    fn names_tell_whose_they_are() {
+        let known = ProcessId {
+            pid: 12,
+            start_time: 345,
+        };
+        let name = format!("{}aB-c", known.to_name("podman-"));
+        assert_eq!(name, "podman-12-345-aB-c");
+        let of = |name: &str| ProcessId::of_name("podman-", name.as_ref());
+        assert_eq!(of(&name), Some(known));
+        for other in [
+            "podman-",
+            "podman-x-1-",
+            "restore-12-345-x",
+            "podman-12",
+            "podman-12-345",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
+
     use std::os::fd::AsRawFd;
 
     #[test]

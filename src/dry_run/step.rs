@@ -280,7 +280,9 @@ impl Action {
     fn undo(&self, when: &When) -> Undo {
         match self {
             Self::Ask { request } if request == "RESTORE" => Undo::TasksGone,
-            Self::Ask { .. } | Self::AskEngine { .. } => Undo::TasksRunOn,
+            Self::Ask { .. } => Undo::TasksRunOn,
+            // Engines are asked for restores only.
+            Self::AskEngine { .. } => Undo::TasksGone,
             // What comes after a success is not for a failure to undo.
             _ if *when == When::After => Undo::Nothing,
             Self::WriteLog { .. } => Undo::IfEmpty,

@@ -50,6 +50,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         a_criu_that_is_not_there_is_something_missing,
         a_criu_that_says_nothing_is_a_failure,
         the_time_limit_has_a_status_of_its_own,
+        a_checkpoint_that_comes_to_nothing_leaves_no_directory,
         an_interrupt_cancels_and_leaves_no_process,
         hooks_that_would_never_run_are_refused,
         bad_input_is_found_before_criu_is_asked,
@@ -408,6 +409,32 @@ fn a_criu_that_says_nothing_is_a_failure() {
     let document = document(&output);
     assert_eq!(document["code"], "lost");
     assert_eq!(document["exit"]["status"], 1);
+}
+
+fn a_checkpoint_that_comes_to_nothing_leaves_no_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let pid = format!("pid:{}", std::process::id());
+    let made = directory.path().join("made");
+    let images = made.join("images").display().to_string();
+    let line = [
+        "--criu",
+        "/bin/false",
+        "checkpoint",
+        &pid,
+        "--unprivileged",
+        "-D",
+        &images,
+    ];
+    fails(&line, 1, &["tasks: running"]);
+    assert!(!made.exists());
+    // Not even for one whose parent images are missing, and never what was there before.
+    fs::create_dir(&made).unwrap();
+    fails(
+        &[&line[..], &["--parent-path", "../none"]].concat(),
+        2,
+        &["--parent-path"],
+    );
+    assert_eq!(fs::read_dir(&made).unwrap().count(), 0);
 }
 
 fn the_time_limit_has_a_status_of_its_own() {

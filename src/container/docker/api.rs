@@ -138,6 +138,17 @@ pub(super) struct HostConfig {
 struct RestartPolicy {
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    maximum_retry_count: u64,
+}
+
+impl std::fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.maximum_retry_count {
+            0 => f.write_str(&self.name),
+            count => write!(f, "{}:{count}", self.name),
+        }
+    }
 }
 
 /// A container of the list.
@@ -183,7 +194,7 @@ impl Version {
         if !self.experimental {
             return Err(ErrorKind::Unsupported(format!(
                 "Docker {} would not restore it, as its experimental features are off: set \"experimental\": true in the \
-                 daemon's configuration (/etc/docker/daemon.json) and restart it; or leave the container running",
+                 daemon's configuration (/etc/docker/daemon.json) and restart it",
                 self.version
             )));
         }
@@ -195,7 +206,7 @@ impl Version {
             false => Ok(()),
             true => Err(ErrorKind::Unsupported(format!(
                 "Docker {} cannot restore a container with network {:?}: {NO_NETWORK}. Use Docker 25, 26.1 or 27, or the \
-                 network mode host; a checkpoint that leaves the container running can be made",
+                 network mode host",
                 self.version, inspected.host_config.network_mode
             ))),
         }
@@ -221,7 +232,7 @@ pub(super) fn is_crun(program: &Path) -> bool {
 pub(super) fn not_with_crun() -> ErrorKind {
     ErrorKind::Unsupported(
         "its runtime is crun, with which Docker's restore fails: containerd's shim gives it options that it does not have. \
-         Make the container with runc; a checkpoint that leaves the container running can be made"
+         Make the container with runc"
             .into(),
     )
 }
@@ -302,6 +313,26 @@ impl Inspected {
         binds.try_for_each(|mount| is_no_link(&mount.source, &mount.destination))
     }
 
+    /// The swarm's service that it is one of.
+    fn service(&self) -> Option<&str> {
+        let labels = self.config.labels.as_ref()?;
+        labels.get(SERVICE).map(String::as_str)
+    }
+
+    fn restart_policy(&self) -> Option<&RestartPolicy> {
+        let policy = &self.host_config.restart_policy;
+        (!matches!(policy.name.as_str(), "" | "no")).then_some(policy)
+    }
+
+    /// Why it has to be left running, in a few words.
+    fn does_not_stay_ended(&self) -> Option<String> {
+        if self.host_config.auto_remove {
+            return Some("--rm".to_owned());
+        }
+        let of_swarm = self.service().map(|service| format!("service {service}"));
+        of_swarm.or_else(|| Some(format!("restart policy {}", self.restart_policy()?)))
+    }
+
     /// Docker leaves it alone once it has ended.
     pub(super) fn stays_ended(&self) -> Result<()> {
         let name = self.name();
@@ -312,16 +343,15 @@ impl Inspected {
                     .into(),
             ));
         }
-        let labels = self.config.labels.iter().flatten();
-        if let Some((_, service)) = labels.into_iter().find(|(name, _)| *name == SERVICE) {
+        if let Some(service) = self.service() {
             return Err(ErrorKind::Policy(format!(
                 "Docker starts another in its place as soon as it has ended, as it is one of the service {service}: leave it \
                  running"
             )));
         }
-        match self.host_config.restart_policy.name.as_str() {
-            "" | "no" => Ok(()),
-            policy => Err(ErrorKind::Policy(format!(
+        match self.restart_policy() {
+            None => Ok(()),
+            Some(policy) => Err(ErrorKind::Policy(format!(
                 "Docker starts it anew as soon as it has ended (restart policy {policy}): leave it running, or first \
                  `docker update --restart no {name}`, and after the restore `docker update --restart {policy} {name}`"
             ))),
@@ -445,7 +475,9 @@ impl Docker {
         }
         match self.inspect(&listed.id).await {
             Ok(inspected) => {
-                listed.obstacle = inspected.is_up().err().map(|kind| kind.to_string());
+                let policy = inspected.does_not_stay_ended();
+                listed.obstacle = (inspected.is_up().err().map(|kind| kind.to_string()))
+                    .or_else(|| policy.map(|why| format!("only with --leave-running ({why})")));
                 let container = inspected.container();
                 listed.status = Some(container.status);
                 listed.pid = container.pid;
@@ -538,6 +570,14 @@ mod tests {
         assert!(refusal(stays(json!({"AutoRemove": true}))).contains("--rm"));
         let policy = json!({"RestartPolicy": {"Name": "unless-stopped"}});
         assert!(refusal(stays(policy)).contains("docker update --restart unless-stopped web"));
+        let policy = json!({"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 3}});
+        assert!(
+            refusal(stays(policy.clone())).contains("docker update --restart on-failure:3 web")
+        );
+        let told = |config| inspected("none", config).does_not_stay_ended();
+        assert_eq!(told(policy).as_deref(), Some("restart policy on-failure:3"));
+        assert_eq!(told(json!({"AutoRemove": true})).as_deref(), Some("--rm"));
+        assert_eq!(told(json!({})), None);
         let mut service = inspected("none", json!({}));
         service.config.labels = Some([(SERVICE.to_owned(), "shop".to_owned())].into());
         assert!(refusal(service.stays_ended()).contains("service shop"));

@@ -41,20 +41,19 @@ pub use super::runtime::{CheckpointOptions, CheckpointReport};
 pub use restore::{RestoreOptions, Restored};
 
 use super::adopt::Undoing;
-use super::crun::Crun;
+use super::beneath::Beneath;
 use super::error::{Error, ErrorKind, Result};
 use super::http::Client;
 use super::list::Listed;
 use super::model::{EngineKind, Model, MountKind, Status};
 use super::plan::{Consumer, DumpPlan};
-use super::runc::Runc;
 use super::runtime::Owner;
 use crate::dry_run::{self, Action, Step};
 use crate::notify::Hooks;
 use crate::options::PreDumpOptions;
 use crate::{Criu, ImagesDir, PreDumpReport, TaskState};
 use api::Inspected;
-use place::{Beneath, Place};
+use place::Place;
 
 /// Where Docker listens that is not told otherwise.
 pub const SOCKET: &str = "/var/run/docker.sock";
@@ -159,7 +158,7 @@ impl Docker {
     ) -> Result<DumpPlan> {
         let plan = async {
             let ready = self.ready(name, leave_running).await?;
-            Ok(ready.beneath.plan(ready.owner(), consumer)?.plan)
+            Ok(ready.beneath.planned(ready.owner(), consumer)?.plan)
         };
         plan.await.map_err(of(name))
     }
@@ -200,19 +199,10 @@ impl Docker {
         options: CheckpointOptions,
     ) -> std::result::Result<CheckpointReport, ErrorKind> {
         let ready = self.ready(name, options.leaves_running()).await?;
-        let (id, owner) = (ready.inspected.id.as_str(), ready.owner());
-        let mut report = match &ready.beneath {
-            Beneath::Runc(root) => {
-                let runc = Runc::with_root(root);
-                runc.checkpoint_for(owner, criu, id, images, hooks, options)
-                    .await?
-            }
-            Beneath::Crun(root) => {
-                let crun = Crun::with_root(root);
-                crun.checkpoint_for(owner, criu, id, images, hooks, options)
-                    .await?
-            }
-        };
+        let (owner, beneath) = (ready.owner(), &ready.beneath);
+        let mut report = beneath
+            .checkpoint(owner, criu, images, hooks, options)
+            .await?;
         if report.dump.tasks == TaskState::Absent {
             report
                 .left_behind
@@ -237,19 +227,10 @@ impl Docker {
         let planned = async {
             let ends = !options.leaves_running();
             let ready = self.ready(name, !ends).await?;
-            let (id, owner) = (ready.inspected.id.as_str(), ready.owner());
-            let mut plan = match &ready.beneath {
-                Beneath::Runc(root) => {
-                    let runc = Runc::with_root(root);
-                    runc.plan_checkpoint_for(owner, criu, id, images, options)
-                        .await?
-                }
-                Beneath::Crun(root) => {
-                    let crun = Crun::with_root(root);
-                    crun.plan_checkpoint_for(owner, criu, id, images, options)
-                        .await?
-                }
-            };
+            let (owner, beneath) = (ready.owner(), &ready.beneath);
+            let mut plan = beneath
+                .plan_checkpoint(owner, criu, images, options)
+                .await?;
             if ends {
                 let pid = ready.inspected.state.pid;
                 plan.push(Step::after(Action::AwaitEnd { pid }));
@@ -270,18 +251,15 @@ impl Docker {
         images: impl AsRef<Path>,
         options: PreDumpOptions,
     ) -> Result<dry_run::Plan> {
-        let ready = self.ready(name, true).await.map_err(of(name))?;
-        let id = ready.inspected.id.as_str();
-        match &ready.beneath {
-            Beneath::Runc(root) => {
-                let runc = Runc::with_root(root);
-                runc.plan_pre_dump(criu, id, images, options).await
-            }
-            Beneath::Crun(root) => {
-                let crun = Crun::with_root(root);
-                crun.plan_pre_dump(criu, id, images, options).await
-            }
-        }
+        let planned = async {
+            let ready = self.ready(name, true).await?;
+            let id = ready.inspected.id.as_str();
+            let beneath = &ready.beneath;
+            beneath
+                .plan_pre_dump(criu, id, images.as_ref(), options)
+                .await
+        };
+        planned.await.map_err(of(name))
     }
 
     /// Writes a running container's memory into `images` while it runs on.
@@ -301,18 +279,15 @@ impl Docker {
         images: &ImagesDir,
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
-        let ready = self.ready(name, true).await.map_err(of(name))?;
-        let id = ready.inspected.id.as_str();
-        match &ready.beneath {
-            Beneath::Runc(root) => {
-                let runc = Runc::with_root(root);
-                runc.pre_dump(criu, id, images, options).await
-            }
-            Beneath::Crun(root) => {
-                let crun = Crun::with_root(root);
-                crun.pre_dump(criu, id, images, options).await
-            }
-        }
+        let pre_dumped = async {
+            let ready = self.ready(name, true).await?;
+            let id = ready.inspected.id.as_str();
+            ready.beneath.pre_dump(criu, id, images, options).await
+        };
+        pre_dumped
+            .instrument(EngineKind::Docker.span(name))
+            .await
+            .map_err(of(name))
     }
 
     /// A container that can be checkpointed, and the runtime that has it.
@@ -333,11 +308,11 @@ impl Docker {
         };
         if !leave_running {
             if matches!(ready.beneath, Beneath::Crun(_)) {
-                return Err(api::not_with_crun());
+                return Err(or_left_running(api::not_with_crun()));
             }
-            let planned = ready.beneath.plan(ready.owner(), Consumer::Any)?;
-            has_no_linked_binds(&planned.model)?;
-            loses_nothing(ready.inspected.state.pid, &planned.left_out)?;
+            let planned = ready.beneath.planned(ready.owner(), Consumer::Any)?;
+            has_no_linked_binds(&planned.model).map_err(or_left_running)?;
+            loses_nothing(ready.inspected.state.pid, &planned.left_out).map_err(or_left_running)?;
         }
         Ok(ready)
     }
@@ -353,7 +328,7 @@ impl Docker {
         inspected.is_up()?;
         if !leave_running {
             inspected.stays_ended()?;
-            version.restores(&inspected)?;
+            version.restores(&inspected).map_err(or_left_running)?;
         }
         Ok(inspected)
     }
@@ -425,7 +400,7 @@ fn loses_nothing(pid: i32, left_out: &[PathBuf]) -> std::result::Result<(), Erro
         None => Ok(()),
         Some(target) => Err(ErrorKind::Unsupported(format!(
             "what is in the volume at {} is in memory and would be lost, as Docker takes it down with the container: use \
-             --tmpfs instead, which is in the images; a checkpoint that leaves the container running can be made",
+             --tmpfs instead, which is in the images",
             target.display()
         ))),
     }
@@ -438,11 +413,21 @@ fn is_no_link(source: &Path, destination: &Path) -> std::result::Result<(), Erro
     let real = fs::canonicalize(source).unwrap_or(target);
     Err(ErrorKind::Unsupported(format!(
         "{}, which is mounted at {}, is a symbolic link, and Docker's restore cannot mount one: make the container with {} \
-         in its place; a checkpoint that leaves the container running can be made",
+         in its place",
         source.display(),
         destination.display(),
         real.display()
     )))
+}
+
+/// What is wrong with a container that Docker could not restore is no matter for one that runs on.
+fn or_left_running(kind: ErrorKind) -> ErrorKind {
+    match kind {
+        ErrorKind::Unsupported(why) => ErrorKind::Unsupported(format!(
+            "{why}; a checkpoint that leaves the container running can be made"
+        )),
+        kind => kind,
+    }
 }
 
 /// An error of a container by this name.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::api::{Inspected, is_crun};
+use crate::container::beneath::Beneath;
 use crate::container::crun::Crun;
 use crate::container::error::ErrorKind;
 use crate::container::model::Model;
@@ -40,13 +41,6 @@ pub(super) struct Planned {
     pub(super) left_out: Vec<PathBuf>,
 }
 
-/// The runtime and its root.
-#[derive(Debug)]
-pub(super) enum Beneath {
-    Runc(PathBuf),
-    Crun(PathBuf),
-}
-
 /// Refuses a stopped container of which runc has a directory without a record: neither Docker nor anybody else can start it
 /// then. It may as well be a restore that is just going on, so nothing is done about it here.
 pub(super) fn has_no_leftover(inspected: &Inspected) -> Result<(), ErrorKind> {
@@ -73,7 +67,11 @@ pub(super) fn has_no_leftover(inspected: &Inspected) -> Result<(), ErrorKind> {
 
 impl Beneath {
     /// What a container is, and what its dump would ask of CRIU.
-    pub(super) fn plan(&self, owner: Owner<'_>, consumer: Consumer) -> Result<Planned, ErrorKind> {
+    pub(super) fn planned(
+        &self,
+        owner: Owner<'_>,
+        consumer: Consumer,
+    ) -> Result<Planned, ErrorKind> {
         fn of<E: Engine>(
             runtime: &Runtime<E>,
             owner: Owner<'_>,
@@ -89,8 +87,8 @@ impl Beneath {
             })
         }
         match self {
-            Self::Runc(root) => of(&Runc::with_root(root), owner, consumer),
-            Self::Crun(root) => of(&Crun::with_root(root), owner, consumer),
+            Self::Runc(runc) => of(runc, owner, consumer),
+            Self::Crun(crun) => of(crun, owner, consumer),
         }
     }
 }
@@ -136,8 +134,8 @@ impl Place {
         };
         Ok(Self {
             beneath: match is_crun(Path::new(&options.binary_name)) {
-                true => Beneath::Crun(root),
-                false => Beneath::Runc(root),
+                true => Beneath::Crun(Crun::with_root(root)),
+                false => Beneath::Runc(Runc::with_root(root)),
             },
             shim,
             bundle,

@@ -7,7 +7,6 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::sockopt::PeerCredentials;
 use serde::Serialize;
 use tracing::Instrument;
 
@@ -17,13 +16,15 @@ use super::staging::{PREFIX, Staging};
 use super::{Container, Docker, of};
 use crate::ImagesDir;
 use crate::container::error::{Error, ErrorKind, Result};
-use crate::container::http::{ApiError, ApiProblem, Request};
+use crate::container::http::{ApiProblem, Request};
 use crate::container::model::{EngineKind, Status};
 use crate::container::runtime::beside;
 use crate::diagnosis::{self, Findings};
 use crate::dry_run::{Action, Plan, Step, Undo, When};
 use crate::image::{RestoreStats, STATS_RESTORE};
 
+/// How long a daemon that has just answered may take for another connection.
+const CONNECT: Duration = Duration::from_secs(2);
 /// Where temporary files are that nobody has put elsewhere.
 const TEMPORARY: &str = "/tmp";
 /// The log of the runtime's restore, in the work directory of the container's shim.
@@ -112,35 +113,14 @@ impl Docker {
         options: RestoreOptions,
     ) -> Result<Restored> {
         let prepared = self.prepared(name, images).await.map_err(of(name))?;
-        let staging = Staging::make(&prepared.checkpoints(), images).map_err(of(name))?;
+        let staging = Staging::make(&prepared.checkpoints(), &prepared.inspected.id, images)
+            .map_err(of(name))?;
         let work = self.clone().work(prepared, staging, name.to_owned());
-        let underway = self.undoing.begin();
-        // A task of its own: nobody may interrupt what Docker does not.
-        let working = tokio::spawn(
-            async move {
-                let restored = work.await;
-                drop(underway);
-                restored
-            }
-            .in_current_span(),
-        );
-        let finished = match options.limit {
-            None => working.await,
-            Some(limit) => match tokio::time::timeout(limit, working).await {
-                Ok(finished) => finished,
-                Err(_) => {
-                    return Err(of(name)(ErrorKind::Api(Box::new(ApiError {
-                        request: "the restore".into(),
-                        socket: self.socket().to_owned(),
-                        problem: ApiProblem::TimedOut(limit),
-                    }))));
-                }
-            },
-        };
-        finished.unwrap_or_else(|error| {
-            let failed = ErrorKind::system("waiting for Docker");
-            Err(of(name)(failed(std::io::Error::other(error))))
-        })
+        let (socket, limit) = (self.socket().to_owned(), options.limit);
+        self.undoing
+            .uninterrupted(&socket, limit, work)
+            .await
+            .unwrap_or_else(|kind| Err(of(name)(kind)))
     }
 
     /// Everything that can be known before Docker is asked to restore.
@@ -217,11 +197,18 @@ impl Docker {
             }
         };
         let time = begun.elapsed();
+        let answered = match answered {
+            // The daemon has gone, and what it had begun may go on.
+            Err(error) if matches!(error.problem, ApiProblem::Broken(_)) => {
+                return Err(of(&name)(error.into()).with_left_behind(staging.leave()));
+            }
+            answered => answered,
+        };
         let now = self.inspect(id).await;
         let place = now.as_ref().ok().and_then(|now| Place::of(now).ok());
         let mut temporary = vec![PathBuf::from(TEMPORARY)];
         let shim = place.as_ref().map(|place| place.shim);
-        for pid in shim.into_iter().chain(self.daemon()) {
+        for pid in shim.into_iter().chain(self.daemon().await) {
             temporary.extend(temporary_of(pid));
         }
         temporary.sort();
@@ -259,11 +246,11 @@ impl Docker {
     }
 
     /// The daemon's process, as far as its socket tells: one that systemd has made tells of systemd.
-    fn daemon(&self) -> Option<i32> {
-        let stream = std::os::unix::net::UnixStream::connect(self.socket()).ok()?;
-        let peer = nix::sys::socket::getsockopt(&stream, PeerCredentials).ok()?;
+    async fn daemon(&self) -> Option<i32> {
+        let connecting = tokio::net::UnixStream::connect(self.socket());
+        let stream = tokio::time::timeout(CONNECT, connecting).await.ok()?.ok()?;
         // Zero stands for a process of another pid namespace.
-        Some(peer.pid()).filter(|pid| *pid > 0)
+        stream.peer_cred().ok()?.pid().filter(|pid| *pid > 0)
     }
 }
 

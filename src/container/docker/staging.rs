@@ -22,7 +22,7 @@ use crate::container::model::ProcessId;
 
 type Result<T> = std::result::Result<T, ErrorKind>;
 
-/// How the names of our directories begin.
+/// How the names of our directories begin; who has made one has the rest.
 pub(super) const PREFIX: &str = "criuctl-restore-";
 /// The note that only one directory has.
 const NOTE: &str = "criuctl-restore.json";
@@ -43,41 +43,42 @@ pub(super) struct Staging {
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct Note {
-    /// Who is restoring.
-    owner: ProcessId,
+    /// Of which container the images are.
+    container: String,
     /// The directory's name.
     name: String,
 }
 
 impl Staging {
     /// In the directory of a container's checkpoints, which is made if it is missing.
-    pub(super) fn make(checkpoints: &Path, images: &ImagesDir) -> Result<Self> {
+    pub(super) fn make(checkpoints: &Path, container: &str, images: &ImagesDir) -> Result<Self> {
         let failed =
             |doing: &str, path: &Path| ErrorKind::system(format!("{doing} {}", path.display()));
         sweep(checkpoints);
+        let own = ProcessId::own()
+            .ok_or_else(|| io::Error::other("/proc does not show this process"))
+            .map_err(ErrorKind::system("reading /proc"))?;
         let made = match DirBuilder::new().mode(0o700).create(checkpoints) {
             Ok(()) => Some(checkpoints.to_owned()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
             Err(error) => return Err(failed("making", checkpoints)(error)),
         };
+        // The directory tells whose it is from the moment it is there.
         let directory = tempfile::Builder::new()
-            .prefix(PREFIX)
+            .prefix(&own.to_name(PREFIX))
             .tempdir_in(checkpoints)
+            .inspect_err(|_| {
+                // Not if somebody else has come to use it.
+                let _ = made.as_ref().map(fs::remove_dir);
+            })
             .map_err(failed("making a directory in", checkpoints))?
             .keep();
-        let name = directory
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let own = || io::Error::other("/proc does not show this process");
-        let owner = ProcessId::own().ok_or_else(own);
+        let name = directory.file_name().unwrap_or_default();
         let staging = Self {
             note: Note {
-                owner: owner.map_err(ErrorKind::system("reading /proc"))?,
-                name,
+                container: container.to_owned(),
+                name: name.to_string_lossy().into_owned(),
             },
             directory,
             made,
@@ -90,7 +91,6 @@ impl Staging {
 
     fn fill(&self, images: &ImagesDir) -> io::Result<()> {
         let note = serde_json::to_vec(&self.note)?;
-        // First: without it, nobody would know whose the directory is.
         fs::write(self.directory.join(NOTE), note)?;
         let from = fs::canonicalize(images.path())?;
         for entry in fs::read_dir(&from)? {
@@ -112,8 +112,18 @@ impl Staging {
         &self.note.name
     }
 
-    /// Removes the links, and what containerd has unpacked of them into one of `temporary`, also of those of a restore whose
-    /// process is gone. Returns what could not be removed.
+    /// Leaves everything as it is, since Docker may still read it. Returns what is left; the next restore of this container by
+    /// another process removes it.
+    pub(super) fn leave(mut self) -> Vec<String> {
+        let directory = std::mem::take(&mut self.directory);
+        vec![format!(
+            "{}, as Docker may still read it",
+            directory.display()
+        )]
+    }
+
+    /// Removes the links, and what containerd has unpacked of them into one of `temporary`, also of earlier restores of this
+    /// container: only one can be going on. Returns what could not be removed.
     pub(super) fn remove(mut self, temporary: &[PathBuf]) -> Vec<String> {
         let mut left = Vec::new();
         for directory in temporary {
@@ -141,7 +151,7 @@ impl Staging {
             .map(|entry| entry.path())
             .filter(|path| {
                 let note = read_note(path);
-                note.is_some_and(|note| note == self.note || !note.owner.is_alive())
+                note.is_some_and(|note| note.container == self.note.container)
             });
         ours.filter_map(|path| remove(&path)).collect()
     }
@@ -187,12 +197,9 @@ fn from_the_root(path: &Path) -> PathBuf {
 fn sweep(checkpoints: &Path) {
     let entries = fs::read_dir(checkpoints).into_iter().flatten().flatten();
     for entry in entries {
-        let is_ours = entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(PREFIX.as_bytes());
         let path = entry.path();
-        if is_ours && read_note(&path).is_some_and(|note| !note.owner.is_alive()) {
+        let owner = ProcessId::of_name(PREFIX, &entry.file_name());
+        if owner.is_some_and(|owner| !owner.is_alive()) {
             tracing::info!(directory = %path.display(), "removing what a restore has left whose process is gone");
             if let Some(left) = remove(&path) {
                 tracing::warn!("left behind: {left}");
@@ -251,7 +258,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let images = images(directory.path());
         let checkpoints = directory.path().join("checkpoints");
-        let staging = Staging::make(&checkpoints, &images).unwrap();
+        let staging = Staging::make(&checkpoints, "web", &images).unwrap();
         let staged = checkpoints.join(staging.name());
         assert_eq!(
             names(&staged),
@@ -271,22 +278,24 @@ mod tests {
         }
         let somebodys = temporary.join("ctrd-checkpoint2");
         fs::create_dir(&somebodys).unwrap();
-        let of_killed = temporary.join("ctrd-checkpoint3");
-        fs::create_dir(&of_killed).unwrap();
-        let mut owner = ProcessId::own().unwrap();
-        owner.start_time += 1;
-        let note = Note {
-            owner,
-            name: "criuctl-restore-x".into(),
-        };
-        fs::write(of_killed.join(NOTE), serde_json::to_vec(&note).unwrap()).unwrap();
+        let [of_killed, of_another] = [("3", "web"), ("4", "shop")].map(|(end, container)| {
+            let path = temporary.join(format!("ctrd-checkpoint{end}"));
+            fs::create_dir(&path).unwrap();
+            let note = Note {
+                container: container.into(),
+                name: "criuctl-restore-x".into(),
+            };
+            fs::write(path.join(NOTE), serde_json::to_vec(&note).unwrap()).unwrap();
+            path
+        });
         for path in [&staged, &unpacked] {
             let read = |name: &str| fs::read_to_string(path.join(name)).unwrap();
             assert_eq!(read("inventory.img"), "inventory.img");
             assert_eq!(read("parent/pages-1.img"), "pages");
         }
         assert!(staging.remove(std::slice::from_ref(&temporary)).is_empty());
-        assert!(!unpacked.exists() && somebodys.exists() && !of_killed.exists());
+        assert!(!unpacked.exists() && !of_killed.exists());
+        assert!(somebodys.exists() && of_another.exists());
         assert!(!checkpoints.exists());
         assert!(images.contains("inventory.img"));
     }
@@ -296,22 +305,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let images = images(directory.path());
         let checkpoints = directory.path().join("checkpoints");
-        let running = Staging::make(&checkpoints, &images).unwrap();
-        let mut killed = Staging::make(&checkpoints, &images).unwrap();
-        let of_killed = checkpoints.join(killed.name());
-        killed.note.owner.start_time += 1;
-        fs::write(
-            of_killed.join(NOTE),
-            serde_json::to_vec(&killed.note).unwrap(),
-        )
-        .unwrap();
-        std::mem::forget(killed);
+        let running = Staging::make(&checkpoints, "web", &images).unwrap();
+        let mut owner = ProcessId::own().unwrap();
+        owner.start_time += 1;
+        // Killed before it had a note.
+        let of_killed = checkpoints.join(format!("{}x", owner.to_name(PREFIX)));
+        fs::create_dir(&of_killed).unwrap();
         fs::create_dir(checkpoints.join("criuctl-restore-of-somebody")).unwrap();
-        let next = Staging::make(&checkpoints, &images).unwrap();
+        let next = Staging::make(&checkpoints, "web", &images).unwrap();
         assert!(!of_killed.exists());
         assert!(checkpoints.join(running.name()).exists());
         assert_ne!(next.name(), running.name());
         drop((next, running));
         assert_eq!(names(&checkpoints), ["criuctl-restore-of-somebody"]);
+        // What may still be read stays, and is told.
+        let read = Staging::make(&checkpoints, "web", &images).unwrap();
+        let path = checkpoints.join(read.name());
+        let left = read.leave();
+        assert!(path.join("inventory.img").exists());
+        assert!(left[0].contains(&path.display().to_string()), "{left:?}");
     }
 }

@@ -3,34 +3,25 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::api::Inspected;
 use crate::container::adopt;
+use crate::container::beneath::Beneath;
 use crate::container::cgroup::{self, Hierarchies};
 use crate::container::crun::Crun;
-use crate::container::error::{Error, ErrorKind, Result as ContainerResult};
+use crate::container::error::{Error, ErrorKind};
 use crate::container::model::{Model, ProcessId};
 use crate::container::oci::Spec;
 use crate::container::plan::{Consumer, DumpPlan};
 use crate::container::runc::Runc;
-use crate::container::runtime::{CheckpointOptions, CheckpointReport, Engine, Owner, Runtime};
-use crate::dry_run;
-use crate::notify::Hooks;
-use crate::options::PreDumpOptions;
-use crate::{Criu, ImagesDir, PreDumpReport};
+use crate::container::runtime::{Engine, Runtime};
 
 type Result<T> = std::result::Result<T, ErrorKind>;
 
-/// The runtime, with the root that Podman has given it.
-#[derive(Debug)]
-pub(super) enum Beneath {
-    Runc(Runc),
-    Crun(Crun),
-}
-
 impl Beneath {
-    pub(super) fn of(inspected: &Inspected) -> Result<Self> {
+    /// The root is in the argument vector of the container's conmon.
+    pub(super) fn under_conmon(inspected: &Inspected) -> Result<Self> {
         let name = inspected.oci_runtime.file_name().unwrap_or_default();
         let root = root_of(inspected.state.conmon_pid);
         match name.to_str() {
@@ -87,62 +78,6 @@ impl Beneath {
         }
     }
 
-    pub(super) async fn checkpoint(
-        &self,
-        owner: Owner<'_>,
-        criu: &Criu,
-        images: &ImagesDir,
-        hooks: impl Hooks,
-        options: CheckpointOptions,
-    ) -> Result<CheckpointReport> {
-        let consumer = self.consumer(options.wanted_consumer());
-        let (id, options) = (owner.id, options.consumer(consumer));
-        match self {
-            Self::Runc(runc) => {
-                runc.checkpoint_for(owner, criu, id, images, hooks, options)
-                    .await
-            }
-            Self::Crun(crun) => {
-                crun.checkpoint_for(owner, criu, id, images, hooks, options)
-                    .await
-            }
-        }
-    }
-
-    pub(super) async fn plan_checkpoint(
-        &self,
-        owner: Owner<'_>,
-        criu: &Criu,
-        images: &Path,
-        options: CheckpointOptions,
-    ) -> Result<dry_run::Plan> {
-        let consumer = self.consumer(options.wanted_consumer());
-        let (id, options) = (owner.id, options.consumer(consumer));
-        match self {
-            Self::Runc(runc) => {
-                runc.plan_checkpoint_for(owner, criu, id, images, options)
-                    .await
-            }
-            Self::Crun(crun) => {
-                crun.plan_checkpoint_for(owner, criu, id, images, options)
-                    .await
-            }
-        }
-    }
-
-    pub(super) async fn plan_pre_dump(
-        &self,
-        criu: &Criu,
-        id: &str,
-        images: &Path,
-        options: PreDumpOptions,
-    ) -> ContainerResult<dry_run::Plan> {
-        match self {
-            Self::Runc(runc) => runc.plan_pre_dump(criu, id, images, options).await,
-            Self::Crun(crun) => crun.plan_pre_dump(criu, id, images, options).await,
-        }
-    }
-
     /// Removes a stopped container's record that Podman has left: its clean-up does not know of a root that its users chose on
     /// the command line.
     pub(super) async fn remove_stopped(&self, id: &str) -> Vec<String> {
@@ -155,19 +90,6 @@ impl Beneath {
             // As it should be; or somebody has started it again.
             Err(ErrorKind::Unknown { .. } | ErrorKind::Exists { .. }) => Vec::new(),
             Err(kind) => vec![kind.to_string()],
-        }
-    }
-
-    pub(super) async fn pre_dump(
-        &self,
-        criu: &Criu,
-        id: &str,
-        images: &ImagesDir,
-        options: PreDumpOptions,
-    ) -> ContainerResult<PreDumpReport> {
-        match self {
-            Self::Runc(runc) => runc.pre_dump(criu, id, images, options).await,
-            Self::Crun(crun) => crun.pre_dump(criu, id, images, options).await,
         }
     }
 }

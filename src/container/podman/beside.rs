@@ -3,12 +3,13 @@
 //! `/dev/shm` is a mount that Podman makes and takes away with the container: to CRIU it is from outside, and its content would be
 //! lost. It is packed when the tasks are stopped and everything else of the dump is done.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, openat};
 use tar::{Builder, HeaderMode};
+use tempfile::NamedTempFile;
 
 use super::api::Inspected;
 use crate::ImagesDir;
@@ -16,6 +17,7 @@ use crate::container::error::ErrorKind;
 use crate::container::model::{Model, MountKind};
 use crate::container::runtime::beside;
 use crate::dry_run::{Action, Step};
+use crate::image::INVENTORY;
 use crate::notify::{HookError, Hooks, Notify, Reply, Script};
 
 /// By network, the addresses of its interfaces.
@@ -69,6 +71,8 @@ impl<H: Hooks> Hooks for Beside<'_, H> {
         }
         match script {
             Script::PreDump => {
+                // First, so that no earlier checkpoint looks complete that has lost its own of the following.
+                beside::unlink(self.images, INVENTORY)?;
                 // Those of an earlier checkpoint would be taken for this one's.
                 beside::unlink(self.images, DEVSHM)?;
                 beside::unlink(self.images, NETWORK_STATUS)?;
@@ -80,11 +84,19 @@ impl<H: Hooks> Hooks for Beside<'_, H> {
                 if let Some(shm) = self.kept.shm.take() {
                     let images = self.images.clone();
                     let packed = tokio::task::spawn_blocking(move || pack(&images, &shm));
-                    packed
+                    // Given its name here: when nobody waits for it any more, it has none and is gone.
+                    let kept = packed
                         .await
                         .map_err(io::Error::other)
                         .and_then(|packed| packed)
-                        .map_err(ErrorKind::system(format!("packing {SHM}")))?;
+                        .and_then(|packed| {
+                            Ok(packed.persist_noclobber(inside(self.images, DEVSHM))?)
+                        });
+                    if let Err(error) = kept {
+                        // The rest is complete, and must not look so.
+                        beside::unlink(self.images, INVENTORY)?;
+                        return Err(ErrorKind::system(format!("packing {SHM}"))(error).into());
+                    }
                 }
             }
             _ => {}
@@ -103,16 +115,24 @@ pub(super) fn own_shm(inspected: &Inspected, model: &Model, pid: i32) -> Option<
     is_own.then(|| PathBuf::from(format!("/proc/{pid}/root{SHM}")))
 }
 
-fn pack(images: &ImagesDir, shm: &Path) -> io::Result<()> {
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = openat(images, DEVSHM, flags, Mode::RUSR | Mode::WUSR)?;
-    let mut archive = Builder::new(io::BufWriter::new(File::from(file)));
+/// A file of the images, wherever they have been moved.
+fn inside(images: &ImagesDir, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", images.as_fd().as_raw_fd())).join(name)
+}
+
+/// Without its name yet.
+fn pack(images: &ImagesDir, shm: &Path) -> io::Result<NamedTempFile> {
+    let file = tempfile::Builder::new()
+        .prefix("criuctl-new-")
+        .tempfile_in(inside(images, "."))?;
+    let mut archive = Builder::new(io::BufWriter::new(file));
     archive.follow_symlinks(false);
     archive.mode(HeaderMode::Complete);
     // Podman does not unpack sparse files.
     archive.sparse(false);
     add(&mut archive, shm, Path::new("."))?;
-    archive.into_inner()?.flush()
+    let written = archive.into_inner()?.into_inner();
+    written.map_err(io::IntoInnerError::into_error)
 }
 
 fn add(archive: &mut Builder<impl Write>, from: &Path, name: &Path) -> io::Result<()> {
@@ -133,6 +153,8 @@ fn add(archive: &mut Builder<impl Write>, from: &Path, name: &Path) -> io::Resul
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
@@ -149,9 +171,15 @@ mod tests {
             .unwrap();
         std::os::unix::fs::symlink("sub/file", shm.join("link")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(shm.join("socket")).unwrap();
-        pack(&images, &shm).unwrap();
+        let names_in = |images: &ImagesDir| fs::read_dir(images.path()).unwrap().count();
+        drop(pack(&images, &shm).unwrap());
+        assert_eq!(names_in(&images), 0, "what nobody has waited for is left");
+        let packed = pack(&images, &shm).unwrap();
+        packed.persist_noclobber(inside(&images, DEVSHM)).unwrap();
         // Never over what stands there.
-        assert!(pack(&images, &shm).is_err());
+        let second = pack(&images, &shm).unwrap();
+        assert!(second.persist_noclobber(inside(&images, DEVSHM)).is_err());
+        assert_eq!(names_in(&images), 1);
 
         let mut archive = tar::Archive::new(File::open(images.path().join(DEVSHM)).unwrap());
         let mut found: Vec<_> = archive

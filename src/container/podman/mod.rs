@@ -50,6 +50,7 @@ pub use list::{Stored, claim, stored};
 pub use restore::{RestoreOptions, Restored};
 
 use super::adopt::Undoing;
+use super::beneath::Beneath;
 use super::error::{ErrorKind, Result};
 use super::model::{EngineKind, ProcessId, Status};
 use super::plan::{Consumer, DumpPlan};
@@ -58,7 +59,6 @@ use crate::notify::Hooks;
 use crate::options::PreDumpOptions;
 use crate::{Criu, ImagesDir, PreDumpReport, TaskState};
 use api::{Inspected, of};
-use beneath::Beneath;
 use beside::{Beside, Kept, own_shm};
 use service::Service;
 
@@ -183,7 +183,7 @@ impl Podman {
     ) -> Result<DumpPlan> {
         let plan = async {
             let inspected = self.checkpointable(name, leave_running).await?;
-            let beneath = Beneath::of(&inspected)?;
+            let beneath = Beneath::under_conmon(&inspected)?;
             if !leave_running {
                 loses_nothing(&inspected, &beneath)?;
             }
@@ -242,6 +242,8 @@ impl Podman {
             kept,
         };
         let owner = inspected.owner();
+        let consumer = beneath.consumer(options.wanted_consumer());
+        let options = options.consumer(consumer);
         let mut report = beneath
             .checkpoint(owner, criu, images, hooks, options)
             .await?;
@@ -276,6 +278,8 @@ impl Podman {
                 kept,
             } = self.ready(name, leave_running).await?;
             let owner = inspected.owner();
+            let consumer = beneath.consumer(options.wanted_consumer());
+            let options = options.consumer(consumer);
             let mut plan = beneath
                 .plan_checkpoint(owner, criu, images, options)
                 .await?;
@@ -300,7 +304,7 @@ impl Podman {
         leave_running: bool,
     ) -> std::result::Result<Ready, ErrorKind> {
         let inspected = self.checkpointable(name, leave_running).await?;
-        let beneath = Beneath::of(&inspected)?;
+        let beneath = Beneath::under_conmon(&inspected)?;
         if !leave_running {
             loses_nothing(&inspected, &beneath)?;
         }
@@ -330,11 +334,14 @@ impl Podman {
         images: impl AsRef<Path>,
         options: PreDumpOptions,
     ) -> Result<dry_run::Plan> {
-        let inspected = self.checkpointable(name, true).await.map_err(of(name))?;
-        let beneath = Beneath::of(&inspected).map_err(of(name))?;
-        beneath
-            .plan_pre_dump(criu, &inspected.id, images.as_ref(), options)
-            .await
+        let planned = async {
+            let inspected = self.checkpointable(name, true).await?;
+            let beneath = Beneath::under_conmon(&inspected)?;
+            beneath
+                .plan_pre_dump(criu, &inspected.id, images.as_ref(), options)
+                .await
+        };
+        planned.await.map_err(of(name))
     }
 
     /// Writes a running container's memory into `images` while it runs on.
@@ -354,9 +361,15 @@ impl Podman {
         images: &ImagesDir,
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
-        let inspected = self.checkpointable(name, true).await.map_err(of(name))?;
-        let beneath = Beneath::of(&inspected).map_err(of(name))?;
-        beneath.pre_dump(criu, &inspected.id, images, options).await
+        let pre_dumped = async {
+            let inspected = self.checkpointable(name, true).await?;
+            let beneath = Beneath::under_conmon(&inspected)?;
+            beneath.pre_dump(criu, &inspected.id, images, options).await
+        };
+        pre_dumped
+            .instrument(EngineKind::Podman.span(name))
+            .await
+            .map_err(of(name))
     }
 
     /// A container that can be checkpointed, as far as Podman's description tells.
@@ -378,19 +391,20 @@ impl Podman {
 
     /// Waits until Podman has cleaned up after a container. Returns what there is to say if it does not.
     async fn has_ended(&self, inspected: &Inspected, conmon: Option<ProcessId>) -> Option<String> {
-        let ended = async {
-            // conmon becomes the cleaning, which nobody else may come between.
+        // conmon becomes the cleaning, which nobody else may come between.
+        let conmon_ends = async {
             while conmon.is_some_and(ProcessId::is_alive) {
                 tokio::time::sleep(LOOK).await;
             }
-            self.cleaned_up(&inspected.id, END).await
         };
-        let problem = match tokio::time::timeout(END, ended).await {
-            Ok(Ok(now)) if now.is_cleaned_up() => return None,
-            Ok(Ok(now)) => format!("Podman has it as {}", now.state.status),
-            Ok(Err(ErrorKind::Unknown { .. })) => "Podman does not have it any more".to_owned(),
-            Ok(Err(kind)) => kind.to_string(),
+        let problem = match tokio::time::timeout(END, conmon_ends).await {
             Err(_) => "conmon has not ended".to_owned(),
+            Ok(()) => match self.cleaned_up(&inspected.id, END).await {
+                Ok(now) if now.is_cleaned_up() => return None,
+                Ok(now) => format!("Podman has it as {}", now.state.status),
+                Err(ErrorKind::Unknown { .. }) => "Podman does not have it any more".to_owned(),
+                Err(kind) => kind.to_string(),
+            },
         };
         Some(format!(
             "its processes have ended, and Podman has not cleaned up after them ({problem}): `podman container cleanup {}` does",

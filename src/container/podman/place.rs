@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, fstat, renameat_with};
+use rustix::fs::{
+    CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, openat, renameat_with,
+};
 use serde::{Deserialize, Serialize};
 
 use super::beside::{DEVSHM, NETWORK_STATUS};
@@ -49,6 +51,8 @@ impl Placed {
     /// Images that are the container's own checkpoint of Podman's are left where they are.
     pub(super) fn new(bundle: &Path, images: &ImagesDir) -> Result<Self> {
         let failed = |doing: &str| ErrorKind::system(format!("{doing} {}", bundle.display()));
+        // Until the note stands and all is in its place: whoever comes second then reads whose it is.
+        let _locked = lock(bundle).map_err(failed("locking"))?;
         sweep(bundle)?;
         let names = names(bundle, images)?;
         if names.is_empty() {
@@ -101,7 +105,7 @@ impl Placed {
 
     fn fill(&self, images: &ImagesDir, link: &str) -> io::Result<()> {
         for name in &self.names {
-            match fs::rename(self.bundle.join(name), aside(&self.bundle, name)) {
+            match rename_new(&self.bundle.join(name), &aside(&self.bundle, name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
@@ -173,7 +177,7 @@ fn take_out(bundle: &Path, names: &[String]) -> Vec<String> {
             note(&path, fs::remove_file(&path));
         }
         // Whatever has come there meanwhile is not overwritten.
-        note(&aside, put_back(&aside, &path));
+        note(&aside, rename_new(&aside, &path));
     }
     if left.is_empty() {
         let path = bundle.join(NOTE);
@@ -188,14 +192,21 @@ fn take_out(bundle: &Path, names: &[String]) -> Vec<String> {
     left
 }
 
-fn put_back(aside: &Path, path: &Path) -> io::Result<()> {
-    Ok(renameat_with(
+/// Never over what is there.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+}
+
+/// Keeps other processes from putting images into the bundle, until what this returns is dropped.
+fn lock(bundle: &Path) -> io::Result<OwnedFd> {
+    let directory = openat(
         CWD,
-        aside,
-        CWD,
-        path,
-        RenameFlags::NOREPLACE,
-    )?)
+        bundle,
+        OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    flock(&directory, FlockOperation::LockExclusive)?;
+    Ok(directory)
 }
 
 /// Takes out what a restore has left whose process is gone.

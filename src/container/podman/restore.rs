@@ -15,7 +15,6 @@ use super::place::{self, Placed};
 use super::{Container, END, Podman};
 use crate::ImagesDir;
 use crate::container::error::{Error, ErrorKind, Result};
-use crate::container::http::{ApiError, ApiProblem};
 use crate::container::model::{EngineKind, Status};
 use crate::container::runtime::beside;
 use crate::diagnosis::{self, Findings};
@@ -168,37 +167,14 @@ impl Podman {
         let inspected = self.restorable(name, images).await.map_err(of(name))?;
         let placed = Placed::new(&inspected.static_dir, images).map_err(of(name))?;
         let notes = notes(&inspected, images);
-        let limit = options.limit;
+        let (socket, limit) = (self.socket().to_owned(), options.limit);
         let work = self
             .clone()
             .work(inspected, placed, name.to_owned(), options, notes);
-        let underway = self.undoing.begin();
-        // A task of its own: nobody may interrupt what Podman does not.
-        let working = tokio::spawn(
-            async move {
-                let restored = work.await;
-                drop(underway);
-                restored
-            }
-            .in_current_span(),
-        );
-        let finished = match limit {
-            None => working.await,
-            Some(limit) => match tokio::time::timeout(limit, working).await {
-                Ok(finished) => finished,
-                Err(_) => {
-                    return Err(of(name)(ErrorKind::Api(Box::new(ApiError {
-                        request: "the restore".into(),
-                        socket: self.socket().to_owned(),
-                        problem: ApiProblem::TimedOut(limit),
-                    }))));
-                }
-            },
-        };
-        finished.unwrap_or_else(|error| {
-            let failed = ErrorKind::system("waiting for Podman");
-            Err(of(name)(failed(std::io::Error::other(error))))
-        })
+        self.undoing
+            .uninterrupted(&socket, limit, work)
+            .await
+            .unwrap_or_else(|kind| Err(of(name)(kind)))
     }
 
     /// Everything that can be known before Podman is asked to restore.

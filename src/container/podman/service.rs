@@ -100,7 +100,7 @@ impl Service {
             .create(SOCKETS)
             .map_err(making())?;
         let directory = tempfile::Builder::new()
-            .prefix(&format!("{PREFIX}{}-{}-", own.pid, own.start_time))
+            .prefix(&own.to_name(PREFIX))
             .tempdir_in(SOCKETS)
             .map_err(making())?;
         let complaints = tempfile::tempfile_in(directory.path()).map_err(making())?;
@@ -194,36 +194,9 @@ impl Service {
 /// Removes the directories of processes that are gone.
 fn sweep() {
     for entry in fs::read_dir(SOCKETS).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(owner);
+        let owner = ProcessId::of_name(PREFIX, &entry.file_name());
         if owner.is_some_and(|owner| !owner.is_alive()) {
             let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-/// Whose directory has this name.
-fn owner(name: &str) -> Option<ProcessId> {
-    let mut numbers = name.strip_prefix(PREFIX)?.split('-');
-    Some(ProcessId {
-        pid: numbers.next()?.parse().ok()?,
-        start_time: numbers.next()?.parse().ok()?,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn directories_name_their_owner() {
-        let known = ProcessId {
-            pid: 12,
-            start_time: 345,
-        };
-        assert_eq!(owner("podman-12-345-aB-c"), Some(known));
-        for other in ["podman-", "podman-x-1-", "restore-12-345-x", "podman-12"] {
-            assert_eq!(owner(other), None, "{other}");
         }
     }
 }

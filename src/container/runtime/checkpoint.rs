@@ -16,7 +16,7 @@ use super::removal::{CHECKPOINTED, finish};
 use super::{Container, Engine, Owner, Runtime, sharing, steps};
 use crate::container::cgroup;
 use crate::container::error::{Error, ErrorKind, Result};
-use crate::container::model::EngineKind;
+use crate::container::model::{EngineKind, ProcessId};
 use crate::container::plan::{Consumer, DumpPlan};
 use crate::dry_run::{self, Action, Step, When};
 use crate::notify::{HookError, Hooks, Notify, Reply};
@@ -112,6 +112,10 @@ impl<E: Engine> Runtime<E> {
         } = self.ready(criu, id, images.path(), options, owner).await?;
         let pid = plan.pid;
         let init = container.record.init();
+        let marker = Marker {
+            path: Some(directory.join(CHECKPOINTED)),
+            init,
+        };
         let hooks = CheckpointHooks {
             inner: hooks,
             images,
@@ -119,16 +123,8 @@ impl<E: Engine> Runtime<E> {
             steps,
             status: prepared.status,
         };
-        let dump = match criu.dump(pid, images, hooks, prepared.options).await {
-            Ok(dump) => dump,
-            Err(error) => {
-                if init.is_alive() {
-                    // Never written, if CRIU did not come so far.
-                    let _ = fs::remove_file(directory.join(CHECKPOINTED));
-                }
-                return Err(error.into());
-            }
-        };
+        let dump = criu.dump(pid, images, hooks, prepared.options).await?;
+        marker.keep();
         let left_behind = match is_ours_to_remove {
             false => Vec::new(),
             true => {
@@ -254,13 +250,21 @@ impl<E: Engine> Runtime<E> {
         images: &ImagesDir,
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
-        let pre_dumped = async {
-            let (pid, options) = self.ready_to_pre_dump(criu, id, options).await?;
-            Ok(criu.pre_dump(pid, images, options).await?)
-        };
-        pre_dumped
+        self.pre_dumped(criu, id, images, options)
             .await
             .map_err(|kind| Error::new(E::KIND, id, kind))
+    }
+
+    /// [`Runtime::pre_dump`], for engines that have names of their own for the container.
+    pub(crate) async fn pre_dumped(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        options: PreDumpOptions,
+    ) -> std::result::Result<PreDumpReport, ErrorKind> {
+        let (pid, options) = self.ready_to_pre_dump(criu, id, options).await?;
+        Ok(criu.pre_dump(pid, images, options).await?)
     }
 
     /// What [`Runtime::pre_dump`] would ask and do, as [`Runtime::plan_checkpoint`].
@@ -274,11 +278,21 @@ impl<E: Engine> Runtime<E> {
         images: impl AsRef<Path>,
         options: PreDumpOptions,
     ) -> Result<dry_run::Plan> {
-        let planned = async {
-            let (pid, options) = self.ready_to_pre_dump(criu, id, options).await?;
-            Ok(criu.plan_pre_dump(pid, images, options).await?)
-        };
-        planned.await.map_err(|kind| Error::new(E::KIND, id, kind))
+        self.planned_pre_dump(criu, id, images.as_ref(), options)
+            .await
+            .map_err(|kind| Error::new(E::KIND, id, kind))
+    }
+
+    /// [`Runtime::plan_pre_dump`], as [`Runtime::pre_dumped`].
+    pub(crate) async fn planned_pre_dump(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &Path,
+        options: PreDumpOptions,
+    ) -> std::result::Result<dry_run::Plan, ErrorKind> {
+        let (pid, options) = self.ready_to_pre_dump(criu, id, options).await?;
+        Ok(criu.plan_pre_dump(pid, images, options).await?)
     }
 
     async fn ready_to_pre_dump(
@@ -317,6 +331,31 @@ struct Ready<E: Engine> {
     /// What is done at callbacks.
     steps: Vec<Step>,
     prepared: Prepared,
+}
+
+/// The marker of a complete checkpoint, which goes when this is dropped while the container runs on: after a failure, and
+/// when nobody waits any more.
+struct Marker {
+    path: Option<PathBuf>,
+    init: ProcessId,
+}
+
+impl Marker {
+    /// The dump has succeeded.
+    fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for Marker {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path
+            && self.init.is_alive()
+        {
+            // Never written, if CRIU did not come so far.
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// The options of the dump, checked, and what is done here with one of them.

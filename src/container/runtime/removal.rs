@@ -65,8 +65,19 @@ pub(super) async fn finish(
     init: ProcessId,
     tasks: TaskState,
 ) -> Vec<String> {
-    if tasks == TaskState::Absent && ends(init).await {
-        return remove(model, directory).await.all();
+    if tasks == TaskState::Absent {
+        return match ends(init).await {
+            true => remove(model, directory).await.all(),
+            // Its marker stays: a restore from the images clears it away.
+            false => vec![format!(
+                "its first process {} has been killed and has not ended within {} seconds: the container's record stays; \
+                 `{} delete {}` removes it once it has",
+                init.pid,
+                END.as_secs(),
+                model.engine,
+                model.id
+            )],
+        };
     }
     let mut left = vec![format!(
         "its first process {} is still there, as with leave-running in CRIU's options or its configuration file: the \

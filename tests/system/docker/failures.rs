@@ -247,6 +247,16 @@ pub(super) fn refusals() -> Outcome {
                 .docker(&["exec", yard.name(), "/bin/sh", "-c", write])?;
             is(yard.not_checkpointed(yard.name())?, code, words)?;
             yard.has_status("running")?;
+            if code == "policy" {
+                let listed = block_on(yard.ours.list()).map_err(whole)?;
+                let told = |why: &str| why.starts_with("only with --leave-running");
+                ensure!(
+                    listed
+                        .iter()
+                        .any(|one| one.obstacle.as_deref().is_some_and(told)),
+                    "{listed:?}"
+                );
+            }
             let options = CheckpointOptions::new().leave_running(true);
             yard.checkpoint_with(&yard.images("left")?, options)?;
             yard.has_status("running")?;
