@@ -83,14 +83,17 @@ impl<H: Hooks> Hooks for Beside<'_, H> {
             Script::PostDump => {
                 if let Some(shm) = self.kept.shm.take() {
                     let images = self.images.clone();
-                    let packed = tokio::task::spawn_blocking(move || pack(&images, &shm));
+                    // The directory goes along, so that it is still there when the file is removed in it.
+                    let packed = tokio::task::spawn_blocking(move || {
+                        pack(&images, &shm).map(|packed| (packed, images))
+                    });
                     // Given its name here: when nobody waits for it any more, it has none and is gone.
                     let kept = packed
                         .await
                         .map_err(io::Error::other)
                         .and_then(|packed| packed)
-                        .and_then(|packed| {
-                            Ok(packed.persist_noclobber(inside(self.images, DEVSHM))?)
+                        .and_then(|(packed, images)| {
+                            Ok(packed.persist_noclobber(inside(&images, DEVSHM))?)
                         });
                     if let Err(error) = kept {
                         // The rest is complete, and must not look so.

@@ -283,7 +283,11 @@ impl Podman {
             let mut plan = beneath
                 .plan_checkpoint(owner, criu, images, options)
                 .await?;
-            for step in kept.steps(images) {
+            let images = std::path::absolute(images).map_err(ErrorKind::system(format!(
+                "looking at {}",
+                images.display()
+            )))?;
+            for step in kept.steps(&images) {
                 plan.push(step);
             }
             if !leave_running {

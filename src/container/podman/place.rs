@@ -91,6 +91,7 @@ impl Placed {
 
     /// What [`Placed::new`] does.
     pub(super) fn steps(bundle: &Path, images: &ImagesDir) -> Result<Vec<Step>> {
+        left_note(bundle)?;
         let links = names(bundle, images)?.into_iter().filter_map(|name| {
             let to = match name.as_str() {
                 CHECKPOINT => images.path().to_owned(),
@@ -211,36 +212,53 @@ fn lock(bundle: &Path) -> io::Result<OwnedFd> {
 
 /// Takes out what a restore has left whose process is gone.
 fn sweep(bundle: &Path) -> Result<()> {
+    let Some(note) = left_note(bundle)? else {
+        return Ok(());
+    };
+    tracing::info!(bundle = %bundle.display(), "taking out what a restore has left whose process is gone");
+    match take_out(bundle, &note.names) {
+        left if left.is_empty() => Ok(()),
+        left => Err(of_note(
+            bundle,
+            format!(
+                "names what a killed restore has left, and it cannot be removed: {}",
+                left.join("; ")
+            ),
+        )),
+    }
+}
+
+/// The note of a restore whose process is gone. That of one that goes on is an error.
+fn left_note(bundle: &Path) -> Result<Option<Note>> {
     let path = bundle.join(NOTE);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
             return Err(ErrorKind::system(format!("reading {}", path.display()))(
                 error,
             ));
         }
     };
-    let of_note = |problem: String| ErrorKind::State {
-        path: path.clone(),
+    let note: Note = serde_json::from_slice(&bytes)
+        .map_err(|error| of_note(bundle, format!("is broken: remove it ({error})")))?;
+    match note.owner.is_alive() {
+        false => Ok(Some(note)),
+        true => Err(of_note(
+            bundle,
+            format!(
+                "says that process {} is restoring this container: wait for its end",
+                note.owner.pid
+            ),
+        )),
+    }
+}
+
+fn of_note(bundle: &Path, problem: String) -> ErrorKind {
+    ErrorKind::State {
+        path: bundle.join(NOTE),
         problem,
         source: None,
-    };
-    let note: Note = serde_json::from_slice(&bytes)
-        .map_err(|error| of_note(format!("is broken: remove it ({error})")))?;
-    if note.owner.is_alive() {
-        return Err(of_note(format!(
-            "says that process {} is restoring this container: wait for its end",
-            note.owner.pid
-        )));
-    }
-    tracing::info!(bundle = %bundle.display(), "taking out what a restore has left whose process is gone");
-    match take_out(bundle, &note.names) {
-        left if left.is_empty() => Ok(()),
-        left => Err(of_note(format!(
-            "names what a killed restore has left, and it cannot be removed: {}",
-            left.join("; ")
-        ))),
     }
 }
 
@@ -291,6 +309,11 @@ mod tests {
         assert!(read(DEVSHM).is_err());
         let second = Placed::new(&bundle, &images).unwrap_err().to_string();
         assert!(second.contains("is restoring this container"), "{second}");
+        // And so a dry run says.
+        assert_eq!(
+            Placed::steps(&bundle, &images).unwrap_err().to_string(),
+            second
+        );
         assert!(placed.remove().is_empty());
         assert_eq!(names(&bundle), before);
         assert_eq!(read("checkpoint/inventory.img").unwrap(), "Podman's");

@@ -147,6 +147,10 @@ impl Podman {
         let planned = async {
             let inspected = self.restorable(name, images).await?;
             let mut steps = Placed::steps(&inspected.static_dir, images)?;
+            steps.extend([LOG, STATS_RESTORE].map(|name| {
+                let path = inspected.static_dir.join(name);
+                Step::before(Action::RemoveFile { path })
+            }));
             let mut request = format!("POST /libpod/containers/{}/restore?keep=true", inspected.id);
             for (name, _) in options.flags().iter().filter(|(_, on)| *on) {
                 request += &format!("&{name}=true");
