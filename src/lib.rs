@@ -40,6 +40,8 @@
 //! SIGCHLD. The library prints nothing, reads no configuration from the environment (CRIU itself inherits the environment,
 //! without `CRIU_CONFIG_FILE`), and tells what it does through `tracing`.
 
+#[cfg(feature = "archive")]
+pub mod archive;
 pub mod container;
 mod criu;
 pub mod diagnosis;
