@@ -56,6 +56,7 @@ fn main() -> ExitCode {
     let elsewhere: Option<fn() -> support::Tests> = match arguments.get(1).map(String::as_str) {
         Some("--in-vm") => Some(vm::tests),
         Some("--in-pair") => Some(vm::pair::tests),
+        Some("--in-host") => Some(vm::host::tests),
         _ => None,
     };
     let mut arguments = match elsewhere {

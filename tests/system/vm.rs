@@ -2,6 +2,7 @@
 //! capability. Run in a machine of `scripts/vm`, as `system --in-vm`. Of the other tests those that look at the kernel run again.
 
 pub(crate) mod chain;
+pub(crate) mod host;
 pub(crate) mod pair;
 pub(crate) mod users;
 
