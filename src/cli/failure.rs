@@ -13,7 +13,7 @@ use criu_client::diagnosis::{Area, Diagnosis};
 use criu_client::testing::Departure;
 use criu_client::{Error, ErrorKind, OperationKind, TaskState};
 
-use super::output::{Format, Output, say};
+use super::output::{Format, Output};
 use text::{Text, of_container, of_criu};
 
 /// The exit statuses, which are part of the interface. A restored foreground process passes its own on.
@@ -249,7 +249,7 @@ impl Failure {
             Self::Container(error) => of_container(error, output.verbose),
             Self::Own(own) => own.text(),
         };
-        say(&text);
+        output.error(&text);
     }
 }
 

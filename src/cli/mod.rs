@@ -38,13 +38,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind as ClapErrorKind;
-use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use criu_client::{Criu, TimeLimits};
 
 use failure::Failure;
-use output::{Format, Output, Painter};
+use output::{Format, LogFormat, Output, Painter};
 
 /// Checkpoint and restore processes and containers with CRIU
 #[derive(Debug, Parser)]
@@ -86,7 +86,7 @@ struct Global {
     #[arg(long, short, global = true)]
     quiet: bool,
 
-    /// Form of what -v says on standard error
+    /// Form of everything on standard error but a trace: notes, warnings, errors, and what -v says
     #[arg(
         long,
         global = true,
@@ -104,15 +104,6 @@ struct Global {
     /// Limit of one hook, such as 5s; the callback is refused when that has passed
     #[arg(long, global = true, value_name = "DURATION", value_parser = values::limit)]
     hook_timeout: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum LogFormat {
-    /// Lines for people
-    #[default]
-    Text,
-    /// One JSON object per line
-    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -199,6 +190,7 @@ pub(crate) fn run() -> ExitCode {
         format: cli.global.format,
         verbose: cli.global.verbose > 0,
         quiet: cli.global.quiet,
+        log_format: cli.global.log_format,
     };
     log_to_stderr(&cli.global);
     let context = Context {
@@ -277,6 +269,7 @@ fn unparsed(error: &clap::Error) -> ExitCode {
                 format: Format::Json,
                 verbose: false,
                 quiet: false,
+                log_format: LogFormat::default(),
             };
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
@@ -312,8 +305,15 @@ fn log_to_stderr(global: &Global) {
         (false, 1) => "warn,criu_client=debug,criuctl=debug",
         (false, _) => "warn,criu_client=trace,criuctl=trace",
     };
+    let own = match global.log_format {
+        LogFormat::Json => match global.quiet {
+            true => ",criuctl::messages=warn",
+            false => ",criuctl::messages=info",
+        },
+        LogFormat::Text => "",
+    };
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
+        .with_env_filter(EnvFilter::new(format!("{filter}{own}")))
         .with_writer(std::io::stderr)
         .with_ansi(Painter::of_stderr().enabled());
     // Fails only if there is one already, and nothing else in this program sets one.

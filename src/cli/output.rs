@@ -10,6 +10,8 @@ use super::failure::Failure;
 
 /// The version of every document's shape.
 pub(super) const API_VERSION: &str = "criuctl/v1";
+/// Where this program's own messages come from, in a log.
+const MESSAGES: &str = "criuctl::messages";
 
 /// The form of the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -21,12 +23,23 @@ pub(super) enum Format {
     Json,
 }
 
+/// The form of messages.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
 /// How results and messages are shown.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Output {
     pub(super) format: Format,
     pub(super) verbose: bool,
     pub(super) quiet: bool,
+    pub(super) log_format: LogFormat,
 }
 
 #[derive(Serialize)]
@@ -69,15 +82,30 @@ impl Output {
 
     /// Says something that is neither result nor error.
     pub(super) fn note(&self, text: impl Display) {
-        if !self.quiet {
-            say(&format!("{text}\n"));
+        match self.log_format {
+            LogFormat::Json => tracing::info!(target: MESSAGES, "{text}"),
+            LogFormat::Text if self.quiet => {}
+            LogFormat::Text => say(&format!("{text}\n")),
         }
     }
 
     /// Warns.
     pub(super) fn warn(&self, text: impl Display) {
-        let label = Painter::of_stderr().paint(AnsiColor::Yellow, "warning:");
-        say(&format!("{label} {text}\n"));
+        match self.log_format {
+            LogFormat::Json => tracing::warn!(target: MESSAGES, "{text}"),
+            LogFormat::Text => {
+                let label = Painter::of_stderr().paint(AnsiColor::Yellow, "warning:");
+                say(&format!("{label} {text}\n"));
+            }
+        }
+    }
+
+    /// Tells an error, which is lines that each end.
+    pub(super) fn error(&self, text: &str) {
+        match self.log_format {
+            LogFormat::Json => tracing::error!(target: MESSAGES, "{}", text.trim_end()),
+            LogFormat::Text => say(text),
+        }
     }
 }
 

@@ -822,4 +822,10 @@ fn what_is_done_is_said_on_request_only() {
     let event: Value = serde_json::from_str(line).unwrap();
     assert_eq!(event["level"], "DEBUG");
     assert_eq!(event["fields"]["program"], "/bin/false");
+    // Nothing else is between the lines, not even the error.
+    let levels: Vec<_> = stderr(&json)
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["level"].clone())
+        .collect();
+    assert_eq!(levels.last().unwrap(), "ERROR", "{levels:?}");
 }
