@@ -7,6 +7,7 @@
 )]
 
 mod cli;
+mod listening;
 
 fn main() -> std::process::ExitCode {
     cli::run()

@@ -237,12 +237,7 @@ pub(crate) enum Forked {
 /// Forks this process, which must have no thread but this one: only then does the child find every lock free and may go on
 /// as any program does.
 pub(crate) fn fork_alone() -> io::Result<Forked> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
-    if threads != 1 {
-        return Err(io::Error::other(format!(
-            "this process has {threads} threads and must have one"
-        )));
-    }
+    demand_alone()?;
     // SAFETY: there is no other thread, so the child has all that the parent has.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
@@ -253,10 +248,139 @@ pub(crate) fn fork_alone() -> io::Result<Forked> {
     }
 }
 
+fn demand_alone() -> io::Result<()> {
+    // Does nothing, unless somebody shares our memory: then the kernel refuses it. Listing /proc costs fifty times as much.
+    // SAFETY: no pointer is passed, and nothing is changed either way.
+    if unsafe { libc::unshare(libc::CLONE_VM) } == 0 {
+        return Ok(());
+    }
+    // It may be a filter of system calls that has refused.
+    match std::fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        threads => Err(io::Error::other(format!(
+            "this process has {threads} threads and must have one"
+        ))),
+    }
+}
+
+/// As much as a program's own stack may have; only what is used of it exists.
+const STACK: usize = 8 << 20;
+
+/// Runs `run` in a process that is no descendant of this one, and ends that process with the status that `run` returns. This
+/// process must have no thread but this one. What `run` owns is dropped here, when the other process has it.
+///
+/// An intermediate child, in this process's own memory and with this process stopped, forks the other and ends: so the page
+/// tables are copied once and not twice.
+pub(crate) fn run_outside<F: FnOnce() -> u8>(run: F) -> io::Result<()> {
+    struct Call<F> {
+        run: Option<F>,
+        error: libc::c_int,
+    }
+    extern "C" fn intermediate<F: FnOnce() -> u8>(call: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: it is the `Call` of the frame that started us, which is stopped until we have ended.
+        let call = unsafe { &mut *call.cast::<Call<F>>() };
+        // SAFETY: there is no other thread, and whoever shares our memory is stopped. The child has a copy of everything, the
+        // stack that it runs on included.
+        match unsafe { libc::fork() } {
+            -1 => {
+                call.error = io::Error::last_os_error()
+                    .raw_os_error()
+                    .unwrap_or(libc::EAGAIN)
+            }
+            0 => exit_now(call.run.take().map_or(1, |run| run().into())),
+            _ => {}
+        }
+        0
+    }
+    demand_alone()?;
+    let stack = Stack::new(STACK)?;
+    let mut call = Call {
+        run: Some(run),
+        error: 0,
+    };
+    // SAFETY: the stack is mapped, ends where the pointer is, and is unmapped only after CLONE_VFORK has let us go on, when the
+    // intermediate child has ended. `call` outlives it for the same reason.
+    let child = unsafe {
+        libc::clone(
+            intermediate::<F>,
+            stack.top(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+            (&raw mut call).cast(),
+        )
+    };
+    let Some(child) = Pid::from_raw(child).filter(|_| child > 0) else {
+        return Err(io::Error::last_os_error());
+    };
+    // Somebody may have SIGCHLD ignored: then it is gone already.
+    let _ = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
+    check(call.error)
+}
+
+/// Memory for the stack of another process, with a page at its end that nobody may touch.
+struct Stack {
+    start: *mut libc::c_void,
+    size: usize,
+}
+
+impl Stack {
+    fn new(size: usize) -> io::Result<Self> {
+        let guard = rustix::param::page_size();
+        // SAFETY: a new mapping, anywhere.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                size + guard,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let stack = Self {
+            start,
+            size: size + guard,
+        };
+        // SAFETY: within the mapping that was made above.
+        let usable = unsafe {
+            libc::mprotect(
+                start.byte_add(guard),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+            )
+        };
+        match usable {
+            0 => Ok(stack),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Where a stack begins that grows downwards.
+    fn top(&self) -> *mut libc::c_void {
+        // SAFETY: one behind the last byte of the mapping.
+        unsafe { self.start.byte_add(self.size) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing runs on it any more.
+        unsafe { libc::munmap(self.start, self.size) };
+    }
+}
+
 /// Ends this process at once: nothing that the parent of a fork has left to be done is done twice.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit takes no pointer and does not return.
     unsafe { libc::_exit(status) }
+}
+
+/// Gives SIGPIPE its default again, which is to end the process.
+pub(crate) fn default_sigpipe() {
+    // SAFETY: no function is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Takes over an inherited descriptor by its number, close-on-exec from now on.

@@ -179,7 +179,7 @@ impl Context {
 /// Runs the program.
 pub(crate) fn run() -> ExitCode {
     // Before anything else: as CRIU, this program must have done nothing yet.
-    if let Some(status) = interpose::run_if_started_as_criu() {
+    if let Some(status) = crate::listening::run_if_started_as_criu() {
         return status;
     }
     let cli = match Cli::try_parse() {

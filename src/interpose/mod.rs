@@ -25,6 +25,7 @@
 //! One request cannot be carried: a process that dumps itself (DUMP without a pid) would be taken for the listener. It is
 //! answered as failed.
 
+mod amendment;
 mod interposer;
 mod mask;
 pub mod place;
@@ -33,9 +34,10 @@ pub mod recording;
 mod request;
 mod service;
 
+pub use amendment::{Amendment, KeptAmendment};
 pub use interposer::Interposer;
 pub use mask::Mask;
 #[cfg(feature = "testing")]
 pub(crate) use mask::shape;
-pub use request::{Amendment, Request, Verdict};
+pub use request::{Request, Verdict};
 pub use service::{Client, Service};

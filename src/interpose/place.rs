@@ -174,72 +174,76 @@ pub fn become_criu(program: &Path, line: &CommandLine) -> Result<Infallible, Pla
         .collect::<io::Result<Vec<_>>>()
         .map_err(failed)?;
     let path = c_string(program.into()).map_err(failed)?;
+    // Rust's programs have it ignored, which CRIU would inherit; engines have not.
+    sys::default_sigpipe();
     // The environment is inherited as it is.
     nix::unistd::execv(&path, &arguments).map_err(|errno| failed(errno.into()))
 }
 
-/// Takes the place of a `criu swrk`. **Returns in another process**: the caller goes on as the listener, while the process that
-/// called becomes CRIU. The listener has nothing of the caller's open but its sockets and the null device as standard
-/// streams; when it is through it must exit, with status 0.
+/// Takes the place of a `criu swrk`: this process becomes CRIU, and `listen` runs **in another process**, which ends with the
+/// status that it returns. That process has nothing open but the listener's sockets, and the null device as standard streams;
+/// it is in a session of its own, on a stack of 8 MiB.
 ///
 /// To be called first thing in `main`, when there is no other thread and nothing is open but what was inherited. `line` is how
-/// this program was started, `program` the real CRIU.
+/// this program was started, `program` the real CRIU. Returns only when it fails.
 ///
 /// # Errors
-/// [`PlaceError`], in the process that called.
-pub fn take(program: &Path, line: &CommandLine) -> Result<Listener, PlaceError> {
+/// [`PlaceError`]. No CRIU has been started then, and nobody listens.
+pub fn take(
+    program: &Path,
+    line: &CommandLine,
+    listen: impl FnOnce(Listener) -> u8,
+) -> Result<Infallible, PlaceError> {
     let number = line.worker_socket.unwrap_or(-1);
     let no_socket = |source| PlaceError::NoSocket { number, source };
     let engine = sys::take_inherited(number).map_err(no_socket)?;
     rustix::net::sockopt::socket_type(&engine).map_err(|errno| no_socket(errno.into()))?;
     let failed = |what| move |source: io::Error| PlaceError::Listener { what, source };
-    let (ours, listeners) = pair().map_err(failed("a pair of sockets"))?;
+    let (ours, theirs) = pair().map_err(failed("a pair of sockets"))?;
     let own = getpid();
     let pidfd =
         pidfd_open(own, PidfdFlags::empty()).map_err(|errno| failed("a pidfd")(errno.into()))?;
 
-    match sys::fork_alone().map_err(failed("a child"))? {
-        Forked::Parent(child) => {
-            // It ends at once; its own child is nobody's of ours.
-            let _ = waitpid(Some(child), WaitOptions::empty());
-            drop(listeners);
-            let socket = receive_socket(&ours).map_err(failed("its socket"))?;
-            drop(engine);
-            sys::inherit_as(socket.as_fd(), number).map_err(failed("its socket"))?;
-            drop(socket);
-            match become_criu(program, line)? {}
-        }
-        Forked::Child => {
-            drop(ours);
-            let _ = setsid();
-            if !matches!(sys::fork_alone(), Ok(Forked::Child)) {
-                sys::exit_now(0)
-            }
-            // The process that is to become CRIU sees its connection end when this fails, and tells.
-            let Ok((criu, guard)) = set_up(&engine, &listeners, &pidfd) else {
-                sys::exit_now(1)
-            };
-            Ok(Listener {
-                engine,
-                criu,
-                pid: own.as_raw_nonzero().get(),
-                program: program.to_owned(),
-                arguments: line
-                    .arguments
-                    .iter()
-                    .map(|argument| argument.to_string_lossy().into_owned())
-                    .collect(),
-                guard,
-            })
-        }
-    }
+    // The engine waits for what is done from here to the end of this function. It keeps the number of its socket taken here, and
+    // the listener has it in a table of its own.
+    let mut engine = Some(engine);
+    let listeners = &mut engine;
+    sys::run_outside(move || {
+        let Some(engine) = listeners.take() else {
+            return 1;
+        };
+        // The process that is to become CRIU sees its connection end when this fails, and tells.
+        let Ok((criu, guard)) = set_up(&engine, theirs, &pidfd) else {
+            return 1;
+        };
+        listen(Listener {
+            engine,
+            criu,
+            pid: own.as_raw_nonzero().get(),
+            program: program.to_owned(),
+            arguments: line
+                .arguments
+                .iter()
+                .map(|argument| argument.to_string_lossy().into_owned())
+                .collect(),
+            guard,
+        })
+    })
+    .map_err(failed("a process"))?;
+    let socket = receive_socket(&ours).map_err(failed("its socket"))?;
+    drop(engine);
+    sys::inherit_as(socket.as_fd(), number).map_err(failed("its socket"))?;
+    drop(socket);
+    become_criu(program, line)
 }
 
 /// The beginning of the listener: CRIU's socket first, for which the engine waits.
-fn set_up(engine: &OwnedFd, parent: &OwnedFd, criu: &OwnedFd) -> io::Result<(OwnedFd, Guard)> {
-    let socket = hand_over(parent)?;
+fn set_up(engine: &OwnedFd, parent: OwnedFd, criu: &OwnedFd) -> io::Result<(OwnedFd, Guard)> {
+    let socket = hand_over(&parent)?;
+    drop(parent);
+    let _ = setsid();
     // What the engine gave to CRIU (the ends of a container's pipes, for instance) must not live on in here.
-    sys::close_all_but(&[engine.as_fd(), parent.as_fd(), criu.as_fd(), socket.as_fd()])?;
+    sys::close_all_but(&[engine.as_fd(), criu.as_fd(), socket.as_fd()])?;
     null_streams()?;
     let (waits, through) = io::pipe()?;
     match sys::fork_alone()? {

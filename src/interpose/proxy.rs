@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use serde_json::{Map, Value};
 
+use super::amendment::Amendment;
 use super::interposer::{Observer, OnRequest, Scripts};
 use super::mask::Mask;
 use super::recording::{Descriptor, Engine, Entry, Event as Record, Side};
 use super::request::{
-    Amendment, Reopened, Request, Verdict, decode, operation, own_target, rewrite, with_external,
+    Reopened, Request, Verdict, decode, operation, own_target, rewrite, with_external,
 };
 use crate::error::{HookFailure, OperationKind};
 use crate::image::{DumpStats, RestoreStats, STATS_DUMP, STATS_RESTORE};

@@ -9,20 +9,17 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::{Map, Value};
 
+use super::amendment::Amendment;
 use super::recording::{Descriptor, Engine};
 use crate::error::OperationKind;
-use crate::options::{
-    DumpOptions, InvalidOption, PreDumpOptions, Prepared, RestoreOptions, newer_than,
-};
 use crate::rpc::fields::{self, Malformed, fields};
 use crate::rpc::view::{self, CRIU_OPTS, view};
 use crate::rpc::wire::{CriuOpts, CriuReq, CriuReqType};
-use crate::version::Version;
 
 /// `criu_req.opts`
 const OPTS: u32 = 2;
 /// `criu_opts.images_dir_fd`
-const IMAGES_DIR_FD: u32 = 1;
+pub(super) const IMAGES_DIR_FD: u32 = 1;
 /// `criu_opts.notify_scripts`
 const NOTIFY_SCRIPTS: u32 = 12;
 
@@ -120,121 +117,6 @@ pub enum Verdict {
     Refuse(String),
     /// CRIU gets it with these options added.
     Amend(Amendment),
-}
-
-/// Options to add to a request: each replaces the engine's own where an option has one value, and is added to them where it
-/// may be there several times (`external`, `skip-mnt`, `enable-fs`, …).
-///
-/// ```
-/// use criu_client::interpose::{Amendment, Verdict};
-/// use criu_client::options::{DumpOptions, NetworkLock};
-///
-/// let amendment = Amendment::dump(DumpOptions::new().network_lock(NetworkLock::Skip))?;
-/// let verdict = Verdict::Amend(amendment);
-/// # let _ = verdict;
-/// # Ok::<(), criu_client::options::InvalidOption>(())
-/// ```
-#[derive(Debug)]
-pub struct Amendment {
-    operation: OperationKind,
-    opts: Box<CriuOpts>,
-    unknown: Vec<u8>,
-    held: Vec<OwnedFd>,
-}
-
-impl Amendment {
-    /// For DUMP.
-    ///
-    /// # Errors
-    /// When an option's value cannot be right, or brings a descriptor into CRIU's own table, which is past by then.
-    pub fn dump(options: DumpOptions) -> Result<Self, InvalidOption> {
-        Self::new(OperationKind::Dump, options.prepare(0)?)
-    }
-
-    /// For PRE_DUMP and SINGLE_PRE_DUMP.
-    ///
-    /// # Errors
-    /// As [`Amendment::dump`].
-    pub fn pre_dump(options: PreDumpOptions) -> Result<Self, InvalidOption> {
-        Self::new(OperationKind::PreDump, options.prepare(0)?)
-    }
-
-    /// For RESTORE.
-    ///
-    /// # Errors
-    /// As [`Amendment::dump`].
-    pub fn restore(options: RestoreOptions) -> Result<Self, InvalidOption> {
-        Self::new(OperationKind::Restore, options.prepare(0)?)
-    }
-
-    fn new(operation: OperationKind, prepared: Prepared) -> Result<Self, InvalidOption> {
-        let Prepared {
-            mut opts,
-            work_path,
-            inherited,
-            mut held,
-            unknown,
-        } = prepared;
-        if !inherited.is_empty() {
-            return Err(InvalidOption::new(
-                "amend",
-                format!("{} descriptors", inherited.len()),
-                "cannot be brought into a CRIU that an engine has started",
-                "leave out --inherit-fd and connected page-server sockets",
-            ));
-        }
-        if let Some(path) = work_path {
-            let opened = std::fs::create_dir_all(&path).and_then(|()| std::fs::File::open(&path));
-            let work = opened.map_err(|error| {
-                let path = path.display().to_string();
-                let remedy = format!("give a directory ({error})");
-                InvalidOption::new("work-dir", path, "cannot be made or opened", remedy)
-            })?;
-            opts.work_dir_fd = Some(work.as_raw_fd());
-            held.push(work.into());
-        }
-        Ok(Self {
-            operation,
-            opts: opts.into(),
-            unknown,
-            held,
-        })
-    }
-
-    /// What it is for.
-    #[must_use]
-    pub fn operation(&self) -> OperationKind {
-        self.operation
-    }
-
-    /// The options that this CRIU does not have, and would silently ignore.
-    #[must_use]
-    pub fn newer_than(&self, criu: &Version) -> Vec<&'static str> {
-        newer_than(&self.opts, criu)
-            .into_iter()
-            .map(|newer| newer.field)
-            .collect()
-    }
-
-    /// The options by name.
-    #[must_use]
-    pub fn options(&self) -> Map<String, Value> {
-        view(&self.encoded(), &CRIU_OPTS).unwrap_or_default()
-    }
-
-    fn encoded(&self) -> Vec<u8> {
-        let mut encoded = without(&self.opts.encode_to_vec(), IMAGES_DIR_FD);
-        encoded.extend_from_slice(&self.unknown);
-        encoded
-    }
-}
-
-/// An encoded message without a field.
-fn without(message: &[u8], number: u32) -> Vec<u8> {
-    let kept = fields(message).unwrap_or_default().into_iter();
-    kept.filter(|field| field.number != number)
-        .flat_map(|field| field.bytes.iter().copied())
-        .collect()
 }
 
 /// The descriptors of a request: those of the engine opened here, and a note of all for the recording.
@@ -393,7 +275,7 @@ pub(super) fn rewrite(
     let mut held = Vec::new();
     for amendment in amendments {
         added.extend(amendment.encoded());
-        held.extend(amendment.held);
+        held.extend(amendment.into_held());
     }
     if has_opts || !added.is_empty() {
         opts.extend_from_slice(&added);
@@ -444,8 +326,9 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(CriuReq, Map<String, Value>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{ExternalOnDump, NetworkLock};
+    use crate::options::{DumpOptions, ExternalOnDump, NetworkLock};
     use crate::rpc::wire::InheritFd;
+    use crate::version::Version;
 
     fn dump() -> CriuReq {
         CriuReq {

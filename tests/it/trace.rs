@@ -32,8 +32,13 @@ pub(crate) fn tests() -> Vec<Trial> {
         a_listener_is_installed_and_removed,
         a_listener_is_no_criu_for_another,
         settings_of_another_version_are_refused,
+        the_small_program_listens_where_it_is_installed,
+        signals_are_to_criu_as_the_engine_has_them,
+        a_listener_by_hand,
     ]
 }
+
+const LISTENER: &str = env!("CARGO_BIN_EXE_criu-listener");
 
 const RECORDING: &str = r#"{"criuRecording":1,"writer":"me","started":0}
 {"session":1,"at":0,"event":"started","pid":4711,"arguments":["swrk","3"],"criu":"/usr/sbin/criu","startedAt":0}
@@ -324,6 +329,7 @@ fn a_listener_is_no_criu_for_another() {
             "--",
             "/bin/true",
         ],
+        vec!["--criu", LISTENER, "interpose", "install", &second],
     ] {
         fails(&line, 2, &["listener already", "--criu PATH"]);
     }
@@ -342,7 +348,12 @@ fn settings_of_another_version_are_refused() {
     let text = fs::read_to_string(&settings).unwrap();
     for (broken, part) in [
         (
-            text.replace("\"interpose\": 1", "\"interpose\": 2"),
+            text.replace("\"interpose\": 2", "\"interpose\": 3"),
+            "interpose install",
+        ),
+        (
+            text.replace("\"interpose\": 2", "\"interpose\": 1")
+                .replace("\"amend\": []", "\"amend\": [\"dump:tcp-close\"]"),
             "interpose install",
         ),
         (text[..text.len() / 2].to_owned(), "cannot be used"),
@@ -354,5 +365,73 @@ fn settings_of_another_version_are_refused() {
             .unwrap();
         assert_eq!(output.status.code(), Some(127), "{output:?}");
         assert!(stderr(&output).contains(part), "{output:?}");
+    }
+}
+
+fn the_small_program_listens_where_it_is_installed() {
+    let scratch = Scratch::new();
+    let together = scratch.path("together");
+    let alone = scratch.path("alone");
+    for directory in [&together, &alone] {
+        fs::create_dir(directory).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_criuctl"), directory.join("criuctl")).unwrap();
+    }
+    fs::copy(LISTENER, together.join("criu-listener")).unwrap();
+    let criu = scratch.text("criu");
+    for (directory, program) in [(&together, "criu-listener"), (&alone, "criuctl")] {
+        let stage = directory.join("stage");
+        let installed = std::process::Command::new(directory.join("criuctl"))
+            .args(["--criu", &criu, "interpose", "install"])
+            .arg(&stage)
+            .args(["--amend", "dump:network-lock=skip"])
+            .output()
+            .unwrap();
+        assert!(installed.status.success(), "{}", stderr(&installed));
+        let listener = fs::read_link(stage.join("criu")).unwrap();
+        assert_eq!(listener, directory.join(program));
+        let asked = criuctl(&["--criu", "criu", "version"])
+            .env("PATH", &stage)
+            .output()
+            .unwrap();
+        assert!(stdout(&asked).contains("4.2.1"), "{asked:?}");
+        let settings = fs::read(stage.join("criu-interpose.json")).unwrap();
+        let settings: Value = serde_json::from_slice(&settings).unwrap();
+        assert_eq!(settings["amend"][0]["view"]["network_lock"], "SKIP");
+    }
+}
+
+fn signals_are_to_criu_as_the_engine_has_them() {
+    let scratch = Scratch::new();
+    assert!(
+        scratch
+            .run(&["interpose", "install", &scratch.text("listener")])
+            .status
+            .success()
+    );
+    fs::write(
+        scratch.path("criu"),
+        "#!/bin/sh\nexec grep -E 'Sig(Ign|Blk)' /proc/self/status\n",
+    )
+    .unwrap();
+    let dispositions = |program: PathBuf| {
+        let output = std::process::Command::new(program).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        stdout(&output)
+    };
+    let directly = dispositions(scratch.path("criu"));
+    assert!(directly.contains("SigIgn"), "{directly}");
+    assert_eq!(dispositions(scratch.path("listener/criu")), directly);
+}
+
+fn a_listener_by_hand() {
+    for words in [vec![], vec!["--version"], vec!["swrk", "3"]] {
+        let output = std::process::Command::new(LISTENER)
+            .args(&words)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        for part in ["by hand", "criuctl interpose install"] {
+            assert!(stderr(&output).contains(part), "{output:?}");
+        }
     }
 }

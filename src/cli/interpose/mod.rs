@@ -1,7 +1,6 @@
 //! `interpose`, and what it and `trace` put in CRIU's place.
 
 mod amend;
-mod listener;
 mod stage;
 
 use std::path::PathBuf;
@@ -11,12 +10,12 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 pub(super) use amend::Amend;
-pub(super) use listener::{interposer, run_if_started_as_criu};
-pub(super) use stage::{Settings, Sink, Stage, Wanted};
+pub(super) use stage::{Stage, Wanted};
 
 use super::Context;
 use super::failure::Failure;
 use super::values::{self, Hook};
+use crate::listening::settings::{Settings, Sink};
 
 /// Listen in on engines that are started elsewhere, such as dockerd
 ///

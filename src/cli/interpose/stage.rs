@@ -1,4 +1,5 @@
-//! A directory that is put first on a PATH: in it `criu`, which is this program, and the settings for what it is to do.
+//! A directory that is put first on a PATH: in it `criu`, which is `criu-listener` or this program, and the settings for what it
+//! is to do.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,60 +7,20 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use criu_client::interpose::Amendment;
 use criu_client::{Criu, Version};
+
+use crate::listening::settings::{CRIU, SETTINGS, Settings, Sink, VERSION};
 
 use super::super::failure::Failure;
 use super::super::hooks::one_for_each;
 use super::super::values::{self, Hook};
 use super::amend::Amend;
 
-/// The name that engines start.
-const CRIU: &str = "criu";
-/// Beside it.
-const SETTINGS: &str = "criu-interpose.json";
-/// The version of the settings.
-const VERSION: u32 = 1;
-
-/// What this program does when it is started as `criu` from its directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(in crate::cli) struct Settings {
-    interpose: u32,
-    /// The real CRIU.
-    pub(in crate::cli) criu: PathBuf,
-    pub(in crate::cli) criu_version: String,
-    /// Where what passes is told.
-    pub(in crate::cli) sink: Sink,
-    /// Programs at callbacks: CRIU's name of the callback, and the program.
-    #[serde(default)]
-    pub(in crate::cli) hooks: Vec<(String, PathBuf)>,
-    #[serde(default)]
-    pub(in crate::cli) hook_timeout_millis: Option<u64>,
-    /// Where the programs' output goes.
-    #[serde(default)]
-    pub(in crate::cli) hook_output: Option<PathBuf>,
-    /// Options that are added to requests, as `--amend` has them.
-    #[serde(default)]
-    pub(in crate::cli) amend: Vec<String>,
-    /// The salt of pseudonyms for paths.
-    #[serde(default)]
-    pub(in crate::cli) mask: Option<u64>,
-}
-
-/// Where what passes is told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(in crate::cli) enum Sink {
-    /// Nowhere.
-    Nowhere,
-    /// To whoever listens on this socket.
-    Socket(PathBuf),
-    /// In a recording for each session, in this directory.
-    Directory(PathBuf),
-}
+/// The program that listens in, beside this one.
+const LISTENER: &str = "criu-listener";
+/// This program.
+const OWN: &str = "/proc/self/exe";
 
 /// What is asked for on the command line.
 pub(in crate::cli) struct Wanted<'a> {
@@ -114,9 +75,15 @@ impl Settings {
     ) -> Result<Self, Failure> {
         let version = criu.version().await?;
         one_for_each(wanted.hooks)?;
-        for amendment in Amend::all(wanted.amend)? {
-            demand(&amendment, &version)?;
-        }
+        let amend = Amend::all(wanted.amend)?
+            .iter()
+            .map(|amendment| {
+                demand(amendment, &version)?;
+                amendment
+                    .kept()
+                    .map_err(|invalid| Failure::usage(format!("--amend: {invalid}")))
+            })
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             interpose: VERSION,
             criu: path,
@@ -131,7 +98,7 @@ impl Settings {
                 .hook_timeout
                 .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             hook_output,
-            amend: wanted.amend.iter().map(ToString::to_string).collect(),
+            amend,
             mask: wanted.mask.then(salt),
         })
     }
@@ -177,7 +144,10 @@ impl Stage {
             .create(directory)
             .map_err(cannot)?;
         let write = || -> io::Result<()> {
-            let own = fs::read_link("/proc/self/exe")?;
+            let own = fs::read_link(OWN)?;
+            let beside = own.with_file_name(LISTENER);
+            // It does the same and starts faster.
+            let listener = if beside.is_file() { beside } else { own };
             // The settings first: whoever finds the program finds them too.
             let part = directory.join(format!("{SETTINGS}.part"));
             let file = File::options()
@@ -190,7 +160,7 @@ impl Stage {
             fs::rename(part, directory.join(SETTINGS))?;
             let link = directory.join(format!("{CRIU}.part"));
             let _ = fs::remove_file(&link);
-            symlink(own, &link)?;
+            symlink(listener, &link)?;
             fs::rename(link, directory.join(CRIU))
         };
         write().map_err(cannot)?;
@@ -230,37 +200,18 @@ fn is_stage(directory: &Path) -> bool {
     directory.join(CRIU).is_symlink() && directory.join(SETTINGS).is_file()
 }
 
-/// Whether starting this program would start a listener (or this program, which is no CRIU).
+/// Whether starting this program would start a listener (or one of our programs, which are no CRIU).
 fn is_listener(program: &Path) -> bool {
-    let beside = program.parent().is_some_and(is_stage);
-    let same = match (fs::metadata(program), fs::metadata("/proc/self/exe")) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
-        _ => false,
+    let identity = |path: &Path| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
     };
-    beside || same
-}
-
-/// The settings of the directory that this program was started from as `criu`; `None` when it was started as itself.
-pub(in crate::cli) fn started_from() -> Option<Result<Settings, Failure>> {
-    use std::os::unix::ffi::OsStrExt;
-    let started = Path::new(std::ffi::OsStr::from_bytes(
-        rustix::param::linux_execfn().to_bytes(),
-    ));
-    if started.file_name()? != CRIU {
-        return None;
-    }
-    let path = started.parent()?.join(SETTINGS);
-    let file = File::open(&path).ok()?;
-    let unusable = || Failure::input(format!("{} cannot be used", path.display()));
-    let settings: Settings = match serde_json::from_reader(io::BufReader::new(file)) {
-        Ok(settings) => settings,
-        Err(error) => return Some(Err(unusable().caused_by(error))),
-    };
-    Some(match settings.interpose {
-        VERSION => Ok(settings),
-        other => Err(Failure::input(format!(
-            "{} has version {other}, and this criuctl wants {VERSION}: run `criuctl interpose install` again",
-            path.display()
-        ))),
-    })
+    let listener = fs::read_link(OWN).map(|own| own.with_file_name(LISTENER));
+    let ours = [Some(PathBuf::from(OWN)), listener.ok()];
+    let same = identity(program).is_some_and(|program| {
+        ours.iter()
+            .flatten()
+            .any(|own| identity(own) == Some(program))
+    });
+    same || program.parent().is_some_and(is_stage)
 }

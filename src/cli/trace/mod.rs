@@ -27,17 +27,19 @@ use self::summary::Summary;
 use self::view::View;
 use super::Context;
 use super::failure::{Failure, Status};
-use super::interpose::{self, Listening, Settings, Sink, Stage};
+use super::interpose::{Listening, Stage};
 use super::output::{API_VERSION, Format, print, say};
 use super::signals::Interrupts;
 use super::values;
+use crate::listening;
+use crate::listening::settings::{Settings, Sink};
 
 /// How long sessions may go on after the command has ended before they are no longer shown.
 const TO_END: Duration = Duration::from_secs(2);
 
 /// Run a command and show everything that passes between it and CRIU
 ///
-/// Whatever COMMAND starts finds this program as `criu` first on its PATH: it listens in and starts the real CRIU. Works with
+/// Whatever COMMAND starts finds criu-listener as `criu` first on its PATH: it listens in and starts the real CRIU. Works with
 /// runc, crun (through libcriu), podman, and every other program that starts `criu swrk`; other criu command lines are
 /// passed on untouched. The exit status is COMMAND's.
 ///
@@ -213,7 +215,7 @@ async fn listen(
                 })?;
                 sessions += 1;
                 let (number, entries) = (sessions, entries.clone());
-                let interposer = interpose::interposer(&settings, None).observer(move |entry| {
+                let interposer = listening::interposer(&settings).observer(move |entry| {
                     // Nobody may be reading any more.
                     let _ = entries.send(numbered(entry, number));
                 });
