@@ -371,6 +371,30 @@ impl Drop for Stack {
     }
 }
 
+/// Forks a process that does nothing but wait until the other end of `life`, a pipe, is closed everywhere. It has no other
+/// descriptor, takes no signal that can be blocked, and is the caller's to reap. Other threads may run.
+pub(crate) fn fork_waiting(life: BorrowedFd<'_>) -> io::Result<Pid> {
+    // SAFETY: the child makes system calls and nothing else: none of them takes a lock or allocates.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: every pointer is to this stack or to a constant; nobody else uses the descriptors of this process.
+        0 => unsafe {
+            let mut all = MaybeUninit::uninit();
+            libc::sigfillset(all.as_mut_ptr());
+            libc::sigprocmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut());
+            libc::setsid();
+            libc::prctl(libc::PR_SET_NAME, c"criuctl-seat".as_ptr());
+            if libc::dup2(life.as_raw_fd(), 0) == -1 || libc::close_range(1, u32::MAX, 0) == -1 {
+                libc::_exit(1);
+            }
+            let mut byte = 0_u8;
+            while libc::read(0, (&raw mut byte).cast(), 1) > 0 {}
+            libc::_exit(0)
+        },
+        child => Pid::from_raw(child).ok_or_else(|| io::Error::other("fork returned no pid")),
+    }
+}
+
 /// Ends this process at once: nothing that the parent of a fork has left to be done is done twice.
 pub(crate) fn exit_now(status: i32) -> ! {
     // SAFETY: _exit takes no pointer and does not return.

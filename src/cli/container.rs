@@ -442,6 +442,9 @@ fn restore_options(args: &Restore) -> Result<RestoreOptions, Failure> {
     if let Some(mode) = args.cgroups.mode() {
         options = options.manage_cgroups_mode(mode);
     }
+    if let Some(on) = args.restore_containers.systemd_cgroup {
+        options = options.systemd_cgroup(on);
+    }
     Ok(options)
 }
 

@@ -51,6 +51,11 @@ pub(super) struct RestoreContainers {
     /// Of runc's restore, where it has no effect either
     #[arg(long)]
     pub(super) no_pivot: bool,
+
+    /// Have systemd make the control groups, or not [default: as it was; of images that a runtime has made, as the form of
+    /// cgroupsPath says]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) systemd_cgroup: Option<bool>,
 }
 
 impl RestoreContainers {
@@ -60,6 +65,7 @@ impl RestoreContainers {
             ("--bundle", self.bundle.is_some()),
             ("--no-subreaper", self.no_subreaper),
             ("--no-pivot", self.no_pivot),
+            ("--systemd-cgroup", self.systemd_cgroup.is_some()),
         ];
         let given = options.into_iter().find(|(_, given)| *given);
         given.map(|(option, _)| option)

@@ -199,7 +199,9 @@ impl Failure {
                 | container::ErrorKind::Bundle { .. }
                 | container::ErrorKind::Images { .. }
                 | container::ErrorKind::Option { .. } => Status::Usage,
-                container::ErrorKind::Unsupported(_) => Status::Missing,
+                container::ErrorKind::Unsupported(_) | container::ErrorKind::Systemd { .. } => {
+                    Status::Missing
+                }
                 container::ErrorKind::Api(error) => status_of_api(error),
                 _ => Status::Failed,
             },

@@ -24,7 +24,9 @@ use tokio::sync::watch;
 #[cfg(feature = "engine")]
 use tracing::Instrument;
 
-use super::cgroup;
+use super::cgroup::systemd::{self, Invocation};
+use super::cgroup::{self, Seat};
+use super::error::in_words;
 use super::model::{MountEntry, ProcessId};
 use super::mounts;
 #[cfg(feature = "engine")]
@@ -54,6 +56,21 @@ struct Entry {
     points: Vec<(PathBuf, Vec<PathBuf>)>,
     /// Control groups, outermost first.
     cgroups: Vec<PathBuf>,
+    /// A unit of systemd's.
+    #[serde(default)]
+    unit: Option<Unit>,
+}
+
+/// A unit that was started for a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Unit {
+    name: String,
+    /// What tells it from a later one of the same name. Without it, the unit may not be there yet: with nobody but the process
+    /// that holds the place in it, it then ends with that.
+    invocation: Option<Invocation>,
+    /// The group that this process is in, for as long as there is need of it.
+    seat: Option<PathBuf>,
 }
 
 /// The journal of one restore. Dropped, it stays on disk: [`Journal::undo`] and [`Journal::finish`] end it.
@@ -61,6 +78,8 @@ struct Entry {
 pub(crate) struct Journal {
     path: PathBuf,
     entry: Entry,
+    /// The process that holds the place in a unit.
+    seat: Option<Seat>,
 }
 
 impl Journal {
@@ -89,7 +108,9 @@ impl Journal {
                 init: None,
                 points: Vec::new(),
                 cgroups: Vec::new(),
+                unit: None,
             },
+            seat: None,
         };
         let prepared = journal
             .save()
@@ -163,6 +184,58 @@ impl Journal {
         self.save()
     }
 
+    /// Notes a unit that is about to be started for the container, and takes a process for it, whose pid is returned. `group`:
+    /// where the process can stand aside, once the unit is there.
+    pub(crate) fn starting_unit(&mut self, name: &str, group: Option<PathBuf>) -> io::Result<u32> {
+        self.entry.unit = Some(Unit {
+            name: name.to_owned(),
+            invocation: None,
+            seat: group,
+        });
+        self.save()?;
+        let seat = Seat::take()?;
+        let pid = seat.pid();
+        self.seat = Some(seat);
+        Ok(pid)
+    }
+
+    /// Notes which unit it has become. In it, the process stands aside: no group can hand controllers down while it has
+    /// processes of its own.
+    pub(crate) fn started_unit(&mut self, invocation: Invocation) -> io::Result<()> {
+        let Some(unit) = &mut self.entry.unit else {
+            return Ok(());
+        };
+        unit.invocation = Some(invocation);
+        let group = unit.seat.clone();
+        self.save()?;
+        if let (Some(seat), Some(group)) = (&self.seat, group) {
+            fs::create_dir(&group)?;
+            seat.move_to(&group)?;
+        }
+        Ok(())
+    }
+
+    /// The container's own processes have taken the place.
+    pub(crate) fn leave_unit(&mut self) -> io::Result<()> {
+        self.seat = None;
+        let group = self.entry.unit.iter_mut().find_map(|unit| unit.seat.take());
+        match group.map(fs::remove_dir) {
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the unit that was started, and no other. What it has is the restore's.
+    fn stop_unit(&mut self, left: &mut Vec<String>) {
+        self.seat = None;
+        if let Some(unit) = &self.entry.unit
+            && let Some(invocation) = &unit.invocation
+            && let Err(error) = systemd::stop_now(&unit.name, Some(invocation))
+        {
+            left.push(in_words(&error));
+        }
+    }
+
     /// Notes the restored process: while it lives, the container is there to stay.
     pub(crate) fn restored(&mut self, init: ProcessId) -> io::Result<()> {
         self.entry.init = Some(init);
@@ -170,8 +243,14 @@ impl Journal {
     }
 
     /// Ends a restore that has succeeded: what only it needed goes, the container stays.
-    pub(crate) fn finish(self) -> Vec<String> {
+    pub(crate) fn finish(mut self) -> Vec<String> {
         let mut left = Vec::new();
+        // Left already, unless this process has died before.
+        if let Err(error) = self.leave_unit() {
+            left.push(format!(
+                "the group of a process in the container's unit: {error}"
+            ));
+        }
         self.remove_root(&mut left);
         if self.owns_container() {
             remove_file(&self.entry.container.join(MARKER), &mut left);
@@ -182,12 +261,13 @@ impl Journal {
 
     /// Ends a restore that has failed: everything that it made goes, unless the container runs after all. Returns what
     /// could not be removed; as long as there is such, the journal stays. Blocks while processes of the restore are ending.
-    pub(crate) fn undo(self) -> Vec<String> {
+    pub(crate) fn undo(mut self) -> Vec<String> {
         if self.entry.init.is_some_and(ProcessId::is_alive) {
             return self.finish();
         }
         let mut left = Vec::new();
         self.remove_root(&mut left);
+        self.stop_unit(&mut left);
         let ours = self.owns_container();
         // When somebody else has come to have the name, the groups and mount points are in use by that container.
         if ours || !self.entry.container.exists() {
@@ -354,7 +434,8 @@ fn sweep_in(journals: &Path) -> io::Result<()> {
         let path = entry?.path();
         if let Some(entry) = entry_of(&path).filter(|entry| !entry.owner.is_alive()) {
             tracing::info!(container = %entry.container.display(), "undoing a restore whose process is gone");
-            let left = Journal { path, entry }.undo();
+            let seat = None;
+            let left = Journal { path, entry, seat }.undo();
             if !left.is_empty() {
                 tracing::warn!(?left, "some of it could not be undone");
             }

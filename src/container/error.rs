@@ -107,6 +107,17 @@ pub enum ErrorKind {
         #[source]
         source: Option<io::Error>,
     },
+    /// systemd, which is to have the container's control group, could not be asked or refused.
+    #[error("systemd's unit {unit}: {problem}")]
+    Systemd {
+        /// The unit.
+        unit: String,
+        /// What is wrong.
+        problem: String,
+        /// systemd's own words.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// An option does not go together with this container, or a needed one is missing.
     #[error("{option}: {problem}")]
     Option {
@@ -216,7 +227,7 @@ impl Error {
     }
 
     /// A stable word for the kind: `unknown`, `ambiguous`, `invalid-id`, `not-running`, `exists`, `state`, `bundle`, `images`,
-    /// `cgroup`, `option`, `unsupported`, `policy`, `api`, `engine-restore`, `system` or `criu`.
+    /// `cgroup`, `systemd`, `option`, `unsupported`, `policy`, `api`, `engine-restore`, `system` or `criu`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match &self.inner.kind {
@@ -229,6 +240,7 @@ impl Error {
             ErrorKind::Bundle { .. } => "bundle",
             ErrorKind::Images { .. } => "images",
             ErrorKind::Cgroup { .. } => "cgroup",
+            ErrorKind::Systemd { .. } => "systemd",
             ErrorKind::Option { .. } => "option",
             ErrorKind::Unsupported(_) => "unsupported",
             ErrorKind::Policy(_) => "policy",

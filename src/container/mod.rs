@@ -43,6 +43,7 @@ pub mod podman;
 pub mod runc;
 pub mod runtime;
 
+pub use cgroup::Scope;
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "engine")]
 pub use http::{ApiError, ApiProblem};

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Scope;
 use super::oci::{Hook, Resources};
 
 /// The container engines that are known.
@@ -244,6 +245,8 @@ pub struct Model {
     /// Its control groups by controller, as directories on the host. A named hierarchy has the controller `name=NAME`, the
     /// unified one an empty name.
     pub cgroups: BTreeMap<String, PathBuf>,
+    /// The unit that has its control groups, where its engine has asked systemd for them.
+    pub scope: Option<Scope>,
     /// The limits of its control groups.
     pub limits: Resources,
     /// Whatever its creator noted.

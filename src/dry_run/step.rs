@@ -238,6 +238,23 @@ pub enum Action {
         /// What is to be made, outermost first; nothing when it is there.
         make: Vec<PathBuf>,
     },
+    /// Has systemd start a container's scope, with a process that holds the place for the container's.
+    StartUnit {
+        /// The unit.
+        unit: String,
+        /// The slice that it is in.
+        slice: String,
+    },
+    /// Ends the process that has held the place.
+    LeaveUnit {
+        /// The unit.
+        unit: String,
+    },
+    /// Has systemd stop a container's scope, if it is there.
+    StopUnit {
+        /// The unit.
+        unit: String,
+    },
     /// Makes control groups.
     MakeCgroups {
         /// What is to be made, outermost first; nothing when they are there.
@@ -290,6 +307,7 @@ impl Action {
             Self::ReserveRecord { .. }
             | Self::BeginJournal { .. }
             | Self::EnsureMountPoint { .. }
+            | Self::StartUnit { .. }
             | Self::MakeCgroups { .. }
             | Self::ApplyLimits { .. }
             | Self::BindRoot { .. }
@@ -403,6 +421,13 @@ impl fmt::Display for Action {
                     shown(below)
                 )
             }
+            Self::StartUnit { unit, slice } => {
+                write!(f, "have systemd start the scope {unit} in {slice}")
+            }
+            Self::LeaveUnit { unit } => {
+                write!(f, "end the process that has held the place in {unit}")
+            }
+            Self::StopUnit { unit } => write!(f, "have systemd stop {unit}, if it is there"),
             Self::MakeCgroups { make } => write!(f, "make the control groups {}", paths(make)),
             Self::ApplyLimits { groups } => {
                 write!(f, "set the container's limits in {}", paths(groups))

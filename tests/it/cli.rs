@@ -176,7 +176,8 @@ fn whoever_knows_runc_finds_its_options() {
     let both = "image-path work-path tcp-established ext-unix-sk shell-job file-locks manage-cgroups-mode empty-ns \
         auto-dedup lazy-pages";
     let checkpoint = "parent-path leave-running status-fd page-server pre-dump";
-    let restore = "console-socket bundle detach pid-file lsm-profile lsm-mount-context";
+    let restore =
+        "console-socket bundle detach pid-file lsm-profile lsm-mount-context systemd-cgroup";
     for (verb, options) in [
         ("checkpoint", [both, checkpoint]),
         ("restore", [both, restore]),

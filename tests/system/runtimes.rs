@@ -9,6 +9,7 @@ mod joined;
 mod journeys;
 mod other_kernel;
 mod planned;
+mod scopes;
 mod seen;
 
 use criu_client::container::crun::CrunEngine;
@@ -24,10 +25,16 @@ pub(crate) fn vm_tests() -> Tests {
     tests
 }
 
+/// What needs systemd, for a machine in which that runs.
+pub(crate) fn systemd_tests() -> Tests {
+    scopes::tests()
+}
+
 pub(crate) fn tests() -> Tests {
     let mut tests = of::<RuncEngine>();
     tests.extend(of::<CrunEngine>());
     tests.extend(interchange::tests());
+    tests.extend(scopes::elsewhere());
     tests
 }
 

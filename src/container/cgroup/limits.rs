@@ -10,10 +10,10 @@ use crate::container::oci::{DeviceRule, HugepageLimit, Resources, ThrottleDevice
 
 /// A file of a group and what is written to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Setting {
+pub(super) struct Setting {
     controller: &'static str,
-    file: String,
-    value: String,
+    pub(super) file: String,
+    pub(super) value: String,
 }
 
 /// Sets the limits of a container that does not run yet. Returns what could not be done on this host, in words.
@@ -68,14 +68,14 @@ fn is_controller(name: &str) -> bool {
 }
 
 /// Without creating it, which the kernel would refuse with a misleading error.
-fn write(path: &Path, value: &str) -> io::Result<()> {
+pub(super) fn write(path: &Path, value: &str) -> io::Result<()> {
     OpenOptions::new()
         .write(true)
         .open(path)?
         .write_all(value.as_bytes())
 }
 
-fn settings_v1(limits: &Resources) -> Vec<Setting> {
+pub(super) fn settings_v1(limits: &Resources) -> Vec<Setting> {
     let mut settings = Vec::new();
     let mut set = |controller: &'static str, file: &str, value: String| {
         settings.push(Setting {
@@ -221,7 +221,7 @@ fn settings_v1(limits: &Resources) -> Vec<Setting> {
     settings
 }
 
-fn settings_v2(limits: &Resources) -> Vec<Setting> {
+pub(super) fn settings_v2(limits: &Resources) -> Vec<Setting> {
     let mut settings = Vec::new();
     let mut set = |file: &str, value: String| {
         settings.push(Setting {

@@ -1,9 +1,14 @@
 //! Control groups of a container: where they are, making them, and removing them.
 //!
-//! Everything is done through the mounted file systems, of version 1, version 2 or both at once ("hybrid"). An engine's
-//! systemd is not told: groups of its slices are made as directories.
+//! Everything is done through the mounted file systems, of version 1, version 2 or both at once ("hybrid"), but for the
+//! scopes of systemd's, which it is asked for.
 
+pub(crate) mod changes;
 mod limits;
+pub(crate) mod properties;
+mod scope;
+mod seat;
+pub(crate) mod systemd;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,6 +18,8 @@ use std::path::{Component, Path, PathBuf};
 use super::model::MountEntry;
 
 pub(crate) use limits::apply;
+pub use scope::Scope;
+pub(crate) use seat::Seat;
 
 /// The unified hierarchy among controllers.
 pub(crate) const UNIFIED: &str = "";
@@ -129,6 +136,33 @@ impl Hierarchies {
         self.0.get(controller)?.mount_point.file_name()
     }
 
+    /// The group of a scope in the hierarchy by which systemd knows its processes.
+    pub(crate) fn scope(&self, scope: &Scope) -> Option<PathBuf> {
+        let own = ["name=systemd", UNIFIED];
+        let hierarchy = own.into_iter().find_map(|name| self.0.get(name))?;
+        Some(hierarchy.directory(&scope.path()))
+    }
+
+    /// The groups that systemd makes for a scope by itself.
+    pub(crate) fn of_systemd(&self, scope: &Scope) -> Vec<PathBuf> {
+        /// Of version 1.
+        const KNOWN: [&str; 8] = [
+            "name=systemd",
+            UNIFIED,
+            "cpu",
+            "cpuacct",
+            "memory",
+            "blkio",
+            "pids",
+            "devices",
+        ];
+        let path = scope.path();
+        let hierarchies = KNOWN.into_iter().filter_map(|name| self.0.get(name));
+        hierarchies
+            .map(|hierarchy| hierarchy.directory(&path))
+            .collect()
+    }
+
     /// The groups of `init`, where they are not these already, by controller.
     pub(crate) fn strays(
         &self,
@@ -172,40 +206,6 @@ fn cleaned(path: &Path) -> PathBuf {
         }
     }
     clean
-}
-
-/// The scope of a container whose engine uses systemd, from the `slice:prefix:name` of its configuration: a slice
-/// `a-b.slice` is a group within that of `a.slice`.
-pub(crate) fn systemd_path(cgroups_path: &str) -> Option<PathBuf> {
-    let mut parts = cgroups_path.split(':');
-    let (Some(slice), Some(prefix), Some(name), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return None;
-    };
-    let slice = if slice.is_empty() {
-        "system.slice"
-    } else {
-        slice
-    };
-    let stem = slice.strip_suffix(".slice")?;
-    let mut path = PathBuf::from("/");
-    if stem != "-" {
-        let ends = stem
-            .match_indices('-')
-            .map(|(end, _)| end)
-            .chain([stem.len()]);
-        for end in ends {
-            path.push(format!("{}.slice", stem.get(..end)?));
-        }
-    }
-    let unit = match (prefix, name.ends_with(".slice")) {
-        (_, true) => name.to_owned(),
-        ("", false) => format!("{name}.scope"),
-        (prefix, false) => format!("{prefix}-{name}.scope"),
-    };
-    path.push(unit);
-    Some(path)
 }
 
 /// The distinct directories: several controllers can be mounted together.
@@ -437,23 +437,6 @@ mod tests {
         assert_eq!(absolute["memory"], Path::new("/sys/fs/cgroup/memory/b"));
         assert_eq!(directories(&absolute).len(), 4);
         assert_eq!(host.mount_name("cpu").unwrap(), "cpu,cpuacct");
-    }
-
-    #[test]
-    fn a_slice_is_within_those_that_its_name_begins_with() {
-        let path = |text| systemd_path(text).unwrap();
-        assert_eq!(
-            path("system.slice:docker:12"),
-            Path::new("/system.slice/docker-12.scope")
-        );
-        assert_eq!(path(":runc:x"), Path::new("/system.slice/runc-x.scope"));
-        assert_eq!(
-            path("a-b-c.slice::n"),
-            Path::new("/a.slice/a-b.slice/a-b-c.slice/n.scope")
-        );
-        assert_eq!(path("-.slice:p:n"), Path::new("/p-n.scope"));
-        assert_eq!(systemd_path("/plain/path"), None);
-        assert_eq!(systemd_path("a:b:c:d"), None);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 pub use super::runtime::{CheckpointOptions, CheckpointReport, RestoreOptions, Restored};
 
-use super::cgroup::{self, Hierarchies};
+use super::cgroup::Hierarchies;
 use super::error::ErrorKind;
 use super::model::{EngineKind, Model};
 use super::oci::CONFIG;
@@ -70,6 +70,10 @@ impl Habits for CrunEngine {
     type Saved = Status;
     type Draft = Drafted;
 
+    fn description(_: &str) -> String {
+        "libcrun container".to_owned()
+    }
+
     fn config(_: &Model, directory: &Path) -> PathBuf {
         directory.join(CONFIG)
     }
@@ -86,21 +90,19 @@ impl Habits for CrunEngine {
         let bundle = source.bundle;
         let linux = bundle.spec.linux.as_ref();
         let path = linux.map_or("", |linux| linux.cgroups_path.as_str());
-        let systemd = match source.record {
-            Some(saved) => saved.systemd_cgroup,
-            None => cgroup::systemd_path(path).is_some(),
-        };
+        let known = source.record.map(|saved| saved.systemd_cgroup);
+        let scope = source.scope(Self::KIND, path, known)?;
         let mut notes = Vec::new();
-        let cgroups = match systemd {
-            true => {
-                let (cgroups, note) = source.scope(Self::KIND, path)?;
-                notes.push(note);
-                cgroups
+        let cgroups = match &scope {
+            Some(scope) => {
+                let mut group = scope.path();
+                group.extend(record::subgroup(&bundle.spec.annotations, source.host));
+                source.host.paths(&group.to_string_lossy(), source.id)
             }
-            false if source.record.is_some_and(Status::has_no_cgroup) => Default::default(),
+            None if source.record.is_some_and(Status::has_no_cgroup) => Default::default(),
             // A relative path counts from the top as well.
-            false if path.is_empty() => source.host.paths(&format!("/{}", source.id), source.id),
-            false => source.host.paths(&format!("/{path}"), source.id),
+            None if path.is_empty() => source.host.paths(&format!("/{}", source.id), source.id),
+            None => source.host.paths(&format!("/{path}"), source.id),
         };
         let hooks = &bundle.spec.hooks;
         if !(hooks.prestart.is_empty() && hooks.create_runtime.is_empty()) {
@@ -116,6 +118,7 @@ impl Habits for CrunEngine {
             root.map(|root| root.path.as_path())
                 .unwrap_or(Path::new("")),
             group.as_deref(),
+            scope.as_ref(),
         );
         Ok(Draft {
             model: record::model(
@@ -124,6 +127,7 @@ impl Habits for CrunEngine {
                 &bundle.path,
                 &bundle.rootfs,
                 cgroups,
+                scope,
             )?,
             record: Drafted {
                 status,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::container::cgroup::Hierarchies;
+use crate::container::cgroup::{Hierarchies, Scope};
 use crate::container::error::ErrorKind;
 use crate::container::model::{
     EngineKind, Model, Mount, MountKind, Namespace, NamespaceKind, ProcessId, criu_config,
@@ -86,6 +86,24 @@ impl Status {
         }
     }
 
+    /// The scope, and the slice that its group is in.
+    fn scope(&self) -> Option<Scope> {
+        let group = Path::new(&self.cgroup_path);
+        let parent = group
+            .ancestors()
+            .find(|group| group.file_name().is_some_and(|name| *name == *self.scope))
+            .and_then(Path::parent)?;
+        let slice = match parent.file_name() {
+            Some(slice) => slice.to_string_lossy().into_owned(),
+            // Not below any.
+            None => "-.slice".to_owned(),
+        };
+        self.systemd_cgroup.then(|| Scope {
+            unit: self.scope.clone(),
+            slice,
+        })
+    }
+
     fn cgroups(&self, host: &Hierarchies) -> BTreeMap<String, PathBuf> {
         match self.has_no_cgroup() {
             true => BTreeMap::new(),
@@ -93,18 +111,23 @@ impl Status {
         }
     }
 
-    /// Of a container that is to be restored. Whatever cgroup driver it had: systemd knows no scope of it now.
-    pub(super) fn restored(bundle: &Path, rootfs: &Path, group: Option<&Path>) -> Self {
+    /// Of a container that is to be restored.
+    pub(super) fn restored(
+        bundle: &Path,
+        rootfs: &Path,
+        group: Option<&Path>,
+        scope: Option<&Scope>,
+    ) -> Self {
         Self {
             pid: 0,
             process_start_time: 0,
             cgroup_path: group
                 .map(|group| group.to_string_lossy().into_owned())
                 .unwrap_or_default(),
-            scope: String::new(),
+            scope: scope.map(|scope| scope.unit.clone()).unwrap_or_default(),
             intelrdt: String::new(),
             rootfs: rootfs.to_owned(),
-            systemd_cgroup: false,
+            systemd_cgroup: scope.is_some(),
             bundle: bundle.to_owned(),
             created: String::new(),
             // Nobody else can restore.
@@ -219,8 +242,22 @@ impl engine::Record for Record {
     fn model(&self, terminal: bool) -> Result<Model, ErrorKind> {
         let bundle = &self.status.bundle;
         let rootfs = bundle.join(&self.status.rootfs);
-        let model = model(&self.spec, &self.id, bundle, &rootfs, self.cgroups.clone())?;
+        let (groups, scope) = (self.cgroups.clone(), self.status.scope());
+        let model = model(&self.spec, &self.id, bundle, &rootfs, groups, scope)?;
         Ok(Model { terminal, ..model })
+    }
+}
+
+/// The group within a container's scope that its tasks are in: where the unified hierarchy is alone, systemd's limits are
+/// thus out of their reach.
+pub(super) fn subgroup<'a>(
+    annotations: &'a BTreeMap<String, String>,
+    host: &Hierarchies,
+) -> Option<&'a str> {
+    let usual = host.is_unified().then_some("container");
+    match annotations.get("run.oci.systemd.subgroup") {
+        None => usual,
+        Some(name) => Some(name.as_str()).filter(|name| !name.is_empty()),
     }
 }
 
@@ -231,6 +268,7 @@ pub(super) fn model(
     bundle: &Path,
     rootfs: &Path,
     cgroups: BTreeMap<String, PathBuf>,
+    scope: Option<Scope>,
 ) -> Result<Model, ErrorKind> {
     let none = Linux::default();
     let linux = spec.linux.as_ref().unwrap_or(&none);
@@ -291,6 +329,7 @@ pub(super) fn model(
             .collect(),
         namespaces: namespaces.collect::<Result<_, _>>()?,
         cgroups,
+        scope,
         limits: limits(linux.resources.clone().unwrap_or_default()),
         criu_config: criu_config(&spec.annotations, there),
         annotations: spec.annotations.clone(),

@@ -169,7 +169,12 @@ fn the_network_comes_from_the_images_if_it_is_there() {
 fn what_is_written_is_read_again() {
     let recorded = Recorded::new();
     let bundle = recorded.directory.path().join("b");
-    let status = Status::restored(&bundle, Path::new("rootfs"), Some(Path::new("/other")));
+    let status = Status::restored(
+        &bundle,
+        Path::new("rootfs"),
+        Some(Path::new("/other")),
+        None,
+    );
     let groups = BTreeMap::from([("cpu".to_owned(), PathBuf::from("/sys/fs/cgroup/cpu/other"))]);
     let adopted = Adopted {
         id: "other",

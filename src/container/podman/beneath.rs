@@ -126,7 +126,7 @@ pub(super) async fn remove_groups(inspected: &Inspected) -> Vec<String> {
             return Vec::new();
         };
         let path = spec.linux.unwrap_or_default().cgroups_path;
-        let path = cgroup::systemd_path(&path).unwrap_or_else(|| path.into());
+        let path = cgroup::Scope::parse(&path).map_or_else(|| path.into(), |scope| scope.path());
         // Only those that are the container's alone.
         let is_own = path.is_absolute()
             && path

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::config::DEVICES;
+use crate::container::cgroup::Scope;
 use crate::container::error::ErrorKind;
 use crate::container::oci::{
     BlockIo, Cpu, DeviceRule, HugepageLimit, InterfacePriority, Linux, Memory, Network, Pids, Rdma,
@@ -43,6 +44,9 @@ pub(super) struct Cgroups {
     net_prio_ifpriomap: Option<Vec<Priority>>,
     rdma: Option<BTreeMap<String, RdmaLimit>>,
     unified: Option<BTreeMap<String, String>>,
+    name: String,
+    parent: String,
+    scope_prefix: String,
     #[serde(rename = "Systemd")]
     pub(super) systemd: bool,
 }
@@ -91,6 +95,11 @@ struct RdmaLimit {
 }
 
 impl Cgroups {
+    pub(super) fn scope(&self) -> Option<Scope> {
+        self.systemd
+            .then(|| Scope::new(&self.parent, &self.scope_prefix, &self.name))
+    }
+
     pub(super) fn limits(&self) -> Resources {
         fn set<T: Default + PartialEq + Copy>(value: T) -> Option<T> {
             Some(value).filter(|value| *value != T::default())

@@ -74,6 +74,10 @@ impl Habits for RuncEngine {
     type Saved = Record;
     type Draft = Drafted;
 
+    fn description(id: &str) -> String {
+        format!("libcontainer container {id}")
+    }
+
     fn config(model: &Model, _: &Path) -> PathBuf {
         model.bundle.join(CONFIG)
     }
@@ -94,12 +98,11 @@ impl Habits for RuncEngine {
             path, spec, rootfs, ..
         } = bundle;
         let linux = spec.linux.clone().unwrap_or_default();
-        let systemd = match source.record {
-            Some(record) => record.uses_systemd(),
-            None => super::cgroup::systemd_path(&linux.cgroups_path).is_some(),
-        };
+        let known = source.record.map(Record::uses_systemd);
+        let scope = source.scope(Self::KIND, &linux.cgroups_path, known)?;
+        let systemd = scope.is_some();
         let mut notes = Vec::new();
-        let config = match own_config(source) {
+        let config = match own_config(source, systemd) {
             Some(config) => config,
             None => {
                 let converted = config::convert(spec, path, rootfs, id, systemd)?;
@@ -107,13 +110,9 @@ impl Habits for RuncEngine {
                 converted.config
             }
         };
-        let cgroups = match systemd {
-            false => host.paths(&linux.cgroups_path, id),
-            true => {
-                let (cgroups, note) = source.scope(Self::KIND, &linux.cgroups_path)?;
-                notes.push(note);
-                cgroups
-            }
+        let cgroups = match &scope {
+            None => host.paths(&linux.cgroups_path, id),
+            Some(scope) => host.paths(&scope.path().to_string_lossy(), id),
         };
         // The model comes of the record that will be written, with a process to be filled in.
         let nobody = ProcessId {
@@ -159,9 +158,10 @@ impl Habits for RuncEngine {
 }
 
 /// The configuration as runc itself wrote it, with whatever it was updated to, if it is still that of this bundle.
-fn own_config(source: &Source<'_, Record>) -> Option<Map<String, Value>> {
+fn own_config(source: &Source<'_, Record>, systemd: bool) -> Option<Map<String, Value>> {
     let (record, bundle) = (source.record?, source.bundle);
-    let same = record.bundle() == bundle.path
+    let same = record.uses_systemd() == systemd
+        && record.bundle() == bundle.path
         && record.rootfs() == bundle.rootfs
         && source.config.is_some()
         && source.config == serde_json::from_slice(&bundle.bytes).ok().as_ref();

@@ -305,6 +305,7 @@ impl engine::Record for Record {
                 .collect(),
             namespaces: namespaces.collect::<Result<_, _>>()?,
             cgroups: self.known.cgroup_paths.clone(),
+            scope: config.cgroups.scope(),
             limits: config.cgroups.limits(),
             criu_config: criu_config(&annotations, Some(CRIU_CONFIG)),
             annotations,

@@ -11,9 +11,11 @@ use serde_json::Value;
 use super::engine::Habits;
 use super::{Container, Engine, Owner};
 use crate::ImagesDir;
+use crate::container::cgroup::changes::{self, Changes};
 use crate::container::crun::CrunEngine;
 use crate::container::error::ErrorKind;
 use crate::container::model::EngineKind;
+use crate::container::oci::Spec;
 use crate::container::plan::DumpPlan;
 use crate::container::runc::RuncEngine;
 use crate::image::INVENTORY;
@@ -47,6 +49,9 @@ struct Asked<'a> {
     id: &'a str,
     plan: &'a DumpPlan,
     mount_names: Vec<String>,
+    systemd_cgroup: bool,
+    /// Limits that are not as the configuration has them.
+    changed_limits: Changes,
 }
 
 /// The files that tell a restore what it will want to know and the runtime will have deleted by then.
@@ -56,31 +61,33 @@ pub(super) fn files<E: Engine>(
     plan: &DumpPlan,
     owner: Owner<'_>,
 ) -> Result<Vec<SideFile>> {
+    let record = directory.join(E::RECORD);
+    let record =
+        fs::read(&record).map_err(ErrorKind::system(format!("reading {}", record.display())))?;
+    let config = config_of::<E>(container, directory)?;
+    let configured = config
+        .as_deref()
+        .and_then(|bytes| Spec::parse(bytes).ok())
+        .and_then(|spec| spec.linux?.resources);
     let asked = Asked {
         version: 1,
         engine: owner.engine,
         id: owner.id,
         plan,
         mount_names: plan.mount_names(),
+        systemd_cgroup: container.model.scope.is_some(),
+        // Without a configuration nobody knows what was changed.
+        changed_limits: match (configured, &config) {
+            (None, None) => Changes::new(),
+            (configured, _) => {
+                changes::of(&container.model.cgroups, &configured.unwrap_or_default())
+            }
+        },
     };
     let json = |bytes: serde_json::Result<Vec<u8>>| {
         bytes
             .map_err(io::Error::from)
             .map_err(ErrorKind::system("writing JSON"))
-    };
-    let record = directory.join(E::RECORD);
-    let record =
-        fs::read(&record).map_err(ErrorKind::system(format!("reading {}", record.display())))?;
-    let config = E::config(&container.model, directory);
-    let config = match fs::read(&config) {
-        Ok(bytes) => Some(bytes),
-        // Engines above the runtime may remove it; the restore is given one anyway.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            return Err(ErrorKind::system(format!("reading {}", config.display()))(
-                error,
-            ));
-        }
     };
     let mut files = vec![
         (
@@ -97,6 +104,18 @@ pub(super) fn files<E: Engine>(
         }
     }
     Ok(files)
+}
+
+fn config_of<E: Engine>(container: &Container<E>, directory: &Path) -> Result<Option<Vec<u8>>> {
+    let config = E::config(&container.model, directory);
+    match fs::read(&config) {
+        Ok(bytes) => Ok(Some(bytes)),
+        // Engines above the runtime may remove it; the restore is given one anyway.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ErrorKind::system(format!("reading {}", config.display()))(
+            error,
+        )),
+    }
 }
 
 pub(in crate::container) fn write(images: &ImagesDir, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -124,6 +143,10 @@ pub(super) struct Saved<S> {
     pub(super) mount_names: Vec<String>,
     /// Whether the container's network is in the images.
     pub(super) network: bool,
+    /// Whether systemd had made the container's control groups.
+    pub(super) systemd: Option<bool>,
+    /// Limits that were changed after the container's creation.
+    pub(super) changed_limits: Changes,
 }
 
 impl<S> Saved<S> {
@@ -134,6 +157,10 @@ impl<S> Saved<S> {
         struct Asked {
             mount_names: Vec<String>,
             plan: Plan,
+            #[serde(default)]
+            systemd_cgroup: Option<bool>,
+            #[serde(default)]
+            changed_limits: Changes,
         }
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -170,6 +197,11 @@ impl<S> Saved<S> {
         Ok(Self {
             record,
             config,
+            systemd: asked.as_ref().and_then(|asked| asked.systemd_cgroup),
+            changed_limits: asked
+                .as_ref()
+                .map(|asked| asked.changed_limits.clone())
+                .unwrap_or_default(),
             mount_names: asked.map(|asked| asked.mount_names).unwrap_or_default(),
             network,
         })

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::container::cgroup::{self, Hierarchies};
+use crate::container::cgroup::{self, Hierarchies, Scope};
 use crate::container::error::ErrorKind;
 use crate::container::model::{EngineKind, Model, ProcessId, Status};
 use crate::container::oci::Spec;
@@ -42,6 +42,9 @@ pub trait Habits: Debug + Clone + Send + Sync + 'static {
     type Saved: Send + Sync;
     /// The record of a container to be restored, but for what only the restore tells.
     type Draft: Send + Sync;
+
+    /// What the runtime has systemd say of a container's scope.
+    fn description(id: &str) -> String;
 
     /// The configuration that the container was made by.
     fn config(model: &Model, directory: &Path) -> PathBuf;
@@ -125,37 +128,36 @@ pub struct Source<'a, S> {
     pub(crate) config: Option<&'a Value>,
     pub(crate) host: &'a Hierarchies,
     pub(crate) descriptors: &'a [String],
+    /// Whether the runtime is to use systemd, if somebody has said.
+    pub(crate) systemd: Option<bool>,
+    /// Whether one did when the container was checkpointed, as far as the images tell.
+    pub(crate) had_systemd: Option<bool>,
 }
 
 impl<S> Source<'_, S> {
-    pub(crate) fn of_bundle(&self, problem: String) -> ErrorKind {
-        ErrorKind::Bundle {
-            path: self.bundle.config.clone(),
-            problem,
-            source: None,
-        }
-    }
-
-    /// The control groups of a container whose runtime uses systemd, and what there is to say of them.
+    /// The scope of a container whose runtime uses systemd. `known`: whether it did, as far as a record says. Without any word
+    /// of it, a path of systemd's form tells; and one that has another form tells in any case.
     pub(crate) fn scope(
         &self,
         engine: EngineKind,
         cgroups_path: &str,
-    ) -> Result<(BTreeMap<String, PathBuf>, String), ErrorKind> {
-        let path = match cgroups_path {
-            "" => format!(":{engine}:{}", self.id),
-            path => path.to_owned(),
+        known: Option<bool>,
+    ) -> Result<Option<Scope>, ErrorKind> {
+        let scope = match (cgroups_path, self.systemd.or(self.had_systemd).or(known)) {
+            (_, Some(false)) | ("", None) => None,
+            ("", Some(true)) => Some(Scope::new("", &engine.to_string(), self.id)),
+            (path, _) => Scope::parse(path),
         };
-        let scope = cgroup::systemd_path(&path).ok_or_else(|| {
-            self.of_bundle(format!(
-                "cgroupsPath {path:?} is not of the form slice:prefix:name"
-            ))
-        })?;
-        let note = "systemd is not told of the container's scope, which it has not made";
-        Ok((
-            self.host.paths(&scope.to_string_lossy(), self.id),
-            note.to_owned(),
-        ))
+        match (&scope, self.systemd) {
+            (None, Some(true)) => Err(ErrorKind::Option {
+                option: "systemd-cgroup",
+                problem: format!(
+                    "cgroupsPath {cgroups_path:?} of {} is not of the form slice:prefix:name, as it is with systemd",
+                    self.bundle.config.display()
+                ),
+            }),
+            _ => Ok(scope),
+        }
     }
 }
 

@@ -163,6 +163,7 @@ pub struct RestoreOptions {
     pub(super) manage_cgroups_mode: Option<CgroupMode>,
     pub(super) lsm_profile: Option<options::LsmProfile>,
     pub(super) lsm_mount_context: Option<String>,
+    pub(super) systemd_cgroup: Option<bool>,
 }
 
 impl RestoreOptions {
@@ -254,6 +255,13 @@ impl RestoreOptions {
     /// `--manage-cgroups-mode`: soft without it. In every mode the container ends up in its own groups.
     pub fn manage_cgroups_mode(mut self, mode: CgroupMode) -> Self {
         self.manage_cgroups_mode = Some(mode);
+        self
+    }
+
+    /// `--systemd-cgroup`: whether systemd makes the container's control groups. Without it, as it was; of images that a runtime
+    /// has made by itself, as the form of the configuration's `cgroupsPath` says.
+    pub fn systemd_cgroup(mut self, on: bool) -> Self {
+        self.systemd_cgroup = Some(on);
         self
     }
 

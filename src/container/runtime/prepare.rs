@@ -10,13 +10,18 @@ use super::engine::{self, Bundle, Draft, Habits, Record, Source};
 use super::removal::{CHECKPOINTED, Removed, remove};
 use super::{Engine, Runtime};
 use crate::ImagesDir;
-use crate::container::cgroup::{self, Hierarchies};
+use crate::container::cgroup::changes::Changes;
+use crate::container::cgroup::{self, Hierarchies, UNIFIED, systemd};
 use crate::container::crun::CrunEngine;
 use crate::container::error::ErrorKind;
 use crate::container::model::{Model, MountKind, Status};
 use crate::container::mounts;
 use crate::container::oci::{CONFIG, Spec};
 use crate::container::plan::{Masks, RestorePlan};
+
+/// What is told when limits are in files that this host's control groups do not have.
+const OTHER_VERSION: &str = "limits that were changed after the container's creation are not set again, but those of its configuration: they are \
+     of another version of control groups than this host has";
 
 type Result<T> = std::result::Result<T, ErrorKind>;
 
@@ -28,7 +33,36 @@ pub(super) struct Prepared<E: Engine> {
     pub(super) plan: RestorePlan,
     pub(super) host: Hierarchies,
     pub(super) descriptors: Vec<String>,
+    /// Limits of version 1 that were changed after the container's creation.
+    pub(super) changed_limits: Changes,
     pub(super) notes: Vec<String>,
+}
+
+impl<E: Engine> Prepared<E> {
+    /// Refuses a container whose control groups are systemd's where that cannot make them.
+    pub(super) async fn has_systemd(&self) -> Result<()> {
+        let Some(scope) = &self.model.scope else {
+            return Ok(());
+        };
+        let problem = match systemd::missing() {
+            None if scope.unit.ends_with(".slice") => {
+                "is a slice, which has no processes: name the container otherwise in cgroupsPath"
+                    .into()
+            }
+            None => return systemd::is_free(scope).await,
+            Some(why) => format!(
+                "{why}, and it is to have the container's control group: restore where it runs, or with a plain path, such as \
+                 /{}, as cgroupsPath in {}",
+                self.model.id,
+                self.model.bundle.join(CONFIG).display()
+            ),
+        };
+        Err(ErrorKind::Systemd {
+            unit: scope.unit.clone(),
+            problem,
+            source: None,
+        })
+    }
 }
 
 impl<E: Engine> Runtime<E> {
@@ -76,6 +110,7 @@ impl<E: Engine> Runtime<E> {
         id: &str,
         images: &ImagesDir,
         bundle: &Path,
+        systemd: Option<bool>,
     ) -> Result<Prepared<E>> {
         let directory = self.directory(id)?;
         let bundle = fs::canonicalize(bundle).map_err(|source| ErrorKind::Bundle {
@@ -114,7 +149,7 @@ impl<E: Engine> Runtime<E> {
         let Draft {
             mut model,
             record,
-            notes,
+            mut notes,
         } = E::draft(&Source {
             id,
             bundle: &bundle,
@@ -122,10 +157,25 @@ impl<E: Engine> Runtime<E> {
             config: saved.config.as_ref(),
             host: &host,
             descriptors: &descriptors,
+            systemd,
+            had_systemd: saved.systemd,
         })?;
         check(&model, &bundle.config)?;
+        if model.scope.is_some() {
+            super::restore::annotated(&model)?;
+        }
         if let Some(linux) = &bundle.spec.linux {
             lets_in(images, linux.root_outside())?;
+        }
+        let mut changed_limits = saved.changed_limits;
+        if let Some(changed) = changed_limits.remove(UNIFIED) {
+            match host.is_unified() {
+                true => model.limits.unified.extend(changed),
+                false => notes.push(OTHER_VERSION.into()),
+            }
+        } else if host.is_unified() && !changed_limits.is_empty() {
+            changed_limits.clear();
+            notes.push(OTHER_VERSION.into());
         }
         // A runtime follows a link when it mounts, but CRIU does not.
         for mount in &mut model.mounts {
@@ -150,6 +200,7 @@ impl<E: Engine> Runtime<E> {
             plan,
             host,
             descriptors,
+            changed_limits,
             notes,
         })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Engine, Runtime, steps};
 use crate::TaskState;
 use crate::container::adopt;
+use crate::container::cgroup::systemd;
 use crate::container::error::{Error, ErrorKind, Result, in_words};
 use crate::container::model::{Model, ProcessId, Status};
 use crate::container::oci_hooks;
@@ -122,6 +123,11 @@ async fn remove_now(model: &Model, directory: &Path) -> Removed {
     let mut hooks = model.poststop_hooks.iter();
     for step in steps::removal(model, directory) {
         match step.action {
+            Action::StopUnit { unit } => {
+                if let Err(error) = systemd::stop(&unit, None).await {
+                    removed.left.push(in_words(&error));
+                }
+            }
             Action::RemoveCgroups { groups } => {
                 let left =
                     tokio::task::spawn_blocking(move || adopt::remove_cgroups_in_time(&groups))

@@ -13,15 +13,19 @@ use super::options::RestoreOptions;
 use super::prepare::Prepared;
 use super::{Engine, Runtime, console, steps};
 use crate::container::adopt::{self, Guard, Journal};
+use crate::container::cgroup::{Scope, changes, properties, systemd};
 use crate::container::error::{Error, ErrorKind, Result};
-use crate::container::model::{ProcessId, Status};
-use crate::container::oci::Hook;
+use crate::container::model::{Model, ProcessId, Status};
+use crate::container::oci::{CONFIG, Hook};
 use crate::container::plan::{MountPoint, RestorePlan};
 use crate::container::{cgroup, mounts, network, oci_hooks};
 use crate::dry_run::{self, Action, Step, When};
 use crate::notify::{Event, HookError, Hooks, Notify, Reply};
 use crate::options::{CgroupMode, InheritKey};
 use crate::{Criu, ImagesDir, RestoreReport, RestoredRoot};
+
+/// The group within a container's scope in which a process holds the place, until the container's own have it.
+const SEAT: &str = "criuctl-restore";
 
 /// A restored container.
 #[derive(Debug, Serialize)]
@@ -96,7 +100,7 @@ impl<E: Engine> Runtime<E> {
         images: &ImagesDir,
         bundle: impl AsRef<Path>,
     ) -> Result<RestorePlan> {
-        self.prepare(id, images, bundle.as_ref())
+        self.prepare(id, images, bundle.as_ref(), None)
             .map(|prepared| prepared.plan)
             .map_err(|kind| Error::new(E::KIND, id, kind))
     }
@@ -134,7 +138,8 @@ impl<E: Engine> Runtime<E> {
             Err(ErrorKind::State { path, .. }) if containers.contains(&path) => None,
             leftover => leftover?,
         };
-        let prepared = self.prepare(id, images, bundle)?;
+        let prepared = self.prepare(id, images, bundle, options.systemd_cgroup)?;
+        prepared.has_systemd().await?;
         let request = Request::new(&prepared, options)?;
         let root = Path::new(adopt::JOURNALS).join("restore-XXXXXX");
         let mut steps = vec![Step::before(Action::UndoDeadRestores { containers })];
@@ -167,7 +172,8 @@ impl<E: Engine> Runtime<E> {
     ) -> std::result::Result<Restored, ErrorKind> {
         adopt::sweep().map_err(ErrorKind::system("undoing restores whose process is gone"))?;
         let leftover = self.leftover(id, images)?;
-        let mut prepared = self.prepare(id, images, bundle)?;
+        let mut prepared = self.prepare(id, images, bundle, options.systemd_cgroup)?;
+        prepared.has_systemd().await?;
         let request = Request::new(&prepared, options)?;
         if let Some(record) = leftover {
             let notes = self.clear(&record, &prepared.directory).await?;
@@ -181,7 +187,7 @@ impl<E: Engine> Runtime<E> {
         let asked = async {
             let mut notes = prepared.notes.clone();
             for step in steps::before_restore(&prepared, &root)? {
-                notes.extend(make(&prepared, &mut guard, &step.action)?);
+                notes.extend(make(&prepared, &mut guard, &step.action).await?);
             }
             let options = prepared.plan.fill(&root, request.options);
             let mut hooks = RestoreHooks {
@@ -257,6 +263,7 @@ impl Request {
             manage_cgroups_mode,
             lsm_profile,
             lsm_mount_context,
+            systemd_cgroup: _,
         } = options;
         let terminal = prepared.model.terminal;
         let problem = match (terminal, detach, &console_socket) {
@@ -365,7 +372,7 @@ fn assigned(pipes: &[(usize, String)], mut stdio: [Option<OwnedFd>; 3]) -> Vec<O
 }
 
 /// Makes something of what CRIU will find. Everything is in the journal before it is made. Returns what there is to say of it.
-fn make<E: Engine>(
+async fn make<E: Engine>(
     prepared: &Prepared<E>,
     guard: &mut Guard,
     action: &Action,
@@ -410,6 +417,11 @@ fn make<E: Engine>(
                 .map_err(ErrorKind::system("writing the journal"))?;
             mounts::make_point(below, &target, kind).map_err(failed())?;
         }
+        Action::StartUnit { .. } => {
+            if let Some(scope) = &prepared.model.scope {
+                return start_unit(prepared, journal, scope).await;
+            }
+        }
         Action::MakeCgroups { .. } => {
             journal
                 .making_cgroups(missing_groups(plan.cgroups.values()))
@@ -417,8 +429,14 @@ fn make<E: Engine>(
             cgroup::create(&plan.cgroups, &mut Vec::new()).map_err(of_group("cannot be made"))?;
         }
         Action::ApplyLimits { .. } => {
-            let notes = cgroup::apply(&plan.cgroups, &prepared.model.limits)
+            let mut limits = prepared.model.limits.clone();
+            // On version 2, where there are no files for them, systemd has been told of them.
+            if prepared.model.scope.is_some() && prepared.host.is_unified() {
+                limits.devices.clear();
+            }
+            let mut notes = cgroup::apply(&plan.cgroups, &limits)
                 .map_err(of_group("does not take the container's limit"))?;
+            notes.extend(changes::apply(&plan.cgroups, &prepared.changed_limits));
             cgroup::thaw(&plan.cgroups).map_err(ErrorKind::system("thawing the control group"))?;
             return Ok(notes);
         }
@@ -431,6 +449,42 @@ fn make<E: Engine>(
         _ => {}
     }
     Ok(Vec::new())
+}
+
+/// Has systemd start the container's scope, with its limits and with whatever else its annotations name.
+async fn start_unit<E: Engine>(
+    prepared: &Prepared<E>,
+    journal: &mut Journal,
+    scope: &Scope,
+) -> std::result::Result<Vec<String>, ErrorKind> {
+    let (model, unified) = (&prepared.model, prepared.host.is_unified());
+    let (mut properties, notes) =
+        properties::of_limits(&model.limits, unified, &prepared.changed_limits);
+    properties.extend(annotated(model)?);
+    // On version 1 tasks and groups may be in one group.
+    let aside = prepared.host.scope(scope).filter(|_| unified);
+    let pid = journal
+        .starting_unit(&scope.unit, aside.map(|group| group.join(SEAT)))
+        .map_err(ErrorKind::system("starting a process for systemd's unit"))?;
+    let description = E::description(&model.id);
+    let started = systemd::start(scope, &description, pid, unified, properties).await?;
+    journal.started_unit(started).map_err(ErrorKind::system(
+        "moving a process aside in systemd's unit",
+    ))?;
+    Ok(notes)
+}
+
+/// The properties of its unit that a container's annotations name.
+pub(super) fn annotated(
+    model: &Model,
+) -> std::result::Result<Vec<properties::Property>, ErrorKind> {
+    properties::annotated(&model.annotations).map_err(|(key, text)| ErrorKind::Bundle {
+        path: model.bundle.join(CONFIG),
+        problem: format!(
+            "the annotation {key} is {text:?}, which is no value as systemd's are written here: 'text', ['a', 'b'], true, uint64 5"
+        ),
+        source: None,
+    })
 }
 
 /// What is being done, for an error.
@@ -516,6 +570,13 @@ impl<H, E: Engine> RestoreHooks<'_, H, E> {
                 cgroup::move_tree(*pid, &strays).map_err(ErrorKind::system(
                     "moving the tasks into their control groups",
                 ))?;
+            }
+            (Action::LeaveUnit { .. }, Event::PostRestore { .. }) => {
+                if let Some(journal) = self.guard.journal() {
+                    journal.leave_unit().map_err(ErrorKind::system(
+                        "removing the group of a process in systemd's unit",
+                    ))?;
+                }
             }
             (Action::WriteRecord { .. }, Event::PostRestore { pid }) => self.adopt(*pid)?,
             _ => {}

@@ -63,12 +63,15 @@ pub(super) fn removal(model: &Model, directory: &Path) -> Vec<Step> {
             groups.push(group.clone());
         }
     }
-    let mut steps = vec![
-        Step::after(Action::RemoveCgroups { groups }),
-        Step::after(Action::RemoveRecord {
-            directory: directory.to_owned(),
-        }),
-    ];
+    let mut steps = Vec::new();
+    if let Some(scope) = &model.scope {
+        let unit = scope.unit.clone();
+        steps.push(Step::after(Action::StopUnit { unit }));
+    }
+    steps.push(Step::after(Action::RemoveCgroups { groups }));
+    steps.push(Step::after(Action::RemoveRecord {
+        directory: directory.to_owned(),
+    }));
     steps.extend(model.poststop_hooks.iter().map(|hook| {
         Step::after(Action::RunProgram {
             program: hook.path.clone(),
@@ -112,9 +115,16 @@ pub(super) fn before_restore<E: Engine>(prepared: &Prepared<E>, root: &Path) -> 
         }));
     }
     let groups: Vec<PathBuf> = plan.cgroups.values().cloned().collect();
-    steps.push(Step::before(Action::MakeCgroups {
-        make: restore::missing_groups(groups.iter()),
-    }));
+    let mut make = restore::missing_groups(groups.iter());
+    if let Some(scope) = &prepared.model.scope {
+        steps.push(Step::before(Action::StartUnit {
+            unit: scope.unit.clone(),
+            slice: scope.slice.clone(),
+        }));
+        let of_systemd = prepared.host.of_systemd(scope);
+        make.retain(|group| !of_systemd.iter().any(|made| made.starts_with(group)));
+    }
+    steps.push(Step::before(Action::MakeCgroups { make }));
     steps.push(Step::before(Action::ApplyLimits { groups }));
     // Last: as long as nothing else can fail, nothing is mounted.
     steps.push(Step::before(Action::BindRoot {
@@ -147,6 +157,10 @@ pub(super) fn at_restore<E: Engine>(prepared: &Prepared<E>, console: Option<&Pat
     }
     let path = prepared.directory.join(E::RECORD);
     steps.push(Step::at(Script::PostRestore, Action::JoinCgroups));
+    if let Some(scope) = &prepared.model.scope {
+        let unit = scope.unit.clone();
+        steps.push(Step::at(Script::PostRestore, Action::LeaveUnit { unit }));
+    }
     steps.push(Step::at(Script::PostRestore, Action::WriteRecord { path }));
     steps
 }

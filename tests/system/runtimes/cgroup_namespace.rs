@@ -24,7 +24,7 @@ pub(super) fn there_and_back<E: Program>() -> Outcome {
     box_.run(&["checkpoint", "--image-path", &path, &box_.id])?;
     box_.reap();
     box_.is_gone()?;
-    box_.restore(&its)?;
+    box_.restore_its_own(&its)?;
     sees_itself(&box_)?;
 
     let ours = box_.images("ours");

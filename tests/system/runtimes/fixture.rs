@@ -8,6 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use criu_client::ImagesDir;
 use criu_client::container::crun::CrunEngine;
@@ -63,6 +64,26 @@ impl Program for CrunEngine {
     fn needs() -> Result<Option<Arc<OneVersion>>, String> {
         OneVersion::of_cgroups().map(Some)
     }
+}
+
+/// Whether the runtimes have systemd make the control groups of their containers.
+static UNDER_SYSTEMD: AtomicBool = AtomicBool::new(false);
+
+/// For the time of a test; they run one at a time.
+pub(crate) fn under_systemd(test: impl FnOnce() -> Outcome) -> Outcome {
+    UNDER_SYSTEMD.store(true, Ordering::Relaxed);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(test));
+    UNDER_SYSTEMD.store(false, Ordering::Relaxed);
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn is_under_systemd() -> bool {
+    UNDER_SYSTEMD.load(Ordering::Relaxed)
+}
+
+/// What every command of a runtime begins with.
+fn global() -> Option<&'static str> {
+    is_under_systemd().then_some("--systemd-cgroup")
 }
 
 /// A bundle, a container of it, and a root for runc's records: all of one test.
@@ -161,7 +182,8 @@ impl<E: Program> Fixture<E> {
     pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command, String> {
         let mut command = Command::new(E::path()?);
         command.env("PATH", self.environment.path()?);
-        command.arg("--root").arg(self.root()).args(arguments);
+        command.args(global()).arg("--root").arg(self.root());
+        command.args(arguments);
         command.stdin(Stdio::null());
         Ok(command)
     }
@@ -188,6 +210,7 @@ impl<E: Program> Fixture<E> {
         let mut command = Command::new(E::path()?);
         command
             .env("PATH", self.environment.path()?)
+            .args(global())
             .arg("--root")
             .arg(self.root())
             .arg("--log")
@@ -289,6 +312,12 @@ impl<E: Program> Fixture<E> {
         self.restore_with(images, RestoreOptions::new())
     }
 
+    /// Images that the runtime has made, which do not say whether systemd was to make the control groups.
+    pub(crate) fn restore_its_own(&mut self, images: &ImagesDir) -> Outcome {
+        let options = RestoreOptions::new().systemd_cgroup(is_under_systemd());
+        self.restore_with(images, options)
+    }
+
     pub(crate) fn restore_with(&mut self, images: &ImagesDir, options: RestoreOptions) -> Outcome {
         let options = options.detach(true);
         let restored =
@@ -379,8 +408,14 @@ pub(crate) fn groups(id: &str) -> Vec<PathBuf> {
     fn look(directory: &Path, id: &str, depth: u32, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy() == id {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let scope = ["runc", "crun"].map(|runtime| format!("{runtime}-{id}.scope"));
+                if name == id {
                     found.push(entry.path());
+                } else if scope.contains(&name) {
+                    // crun's containers have a group of their own in it.
+                    let inner = entry.path().join("container");
+                    found.push(if inner.exists() { inner } else { entry.path() });
                 } else if depth > 0 {
                     look(&entry.path(), id, depth - 1, found);
                 }

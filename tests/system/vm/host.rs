@@ -7,10 +7,13 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::interposed::CRIUCTL;
+use crate::runtimes;
 use crate::support::*;
 
 pub(crate) fn tests() -> Tests {
-    named("host/", &[("is an ordinary one", ordinary)])
+    let mut tests = named("host/", &[("is an ordinary one", ordinary)]);
+    tests.extend(runtimes::systemd_tests());
+    tests
 }
 
 /// The machine is what the rest of these tests take it for.
