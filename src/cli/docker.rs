@@ -198,20 +198,30 @@ pub(super) async fn restore(
     if let Some(limit) = context.global.timeout {
         options = options.limit(limit);
     }
+    let operation = OperationKind::Restore;
     let state = Cell::new(TaskState::Unknown);
     let settled = async {
         docker.settled().await;
         state.set(state_of(docker, id).await);
     };
-    let restored = Interrupts::new()?
-        .guard(
-            OperationKind::Restore,
-            output,
-            docker.restore(id, &images, options),
-            settled,
-            || state.get(),
-        )
-        .await?;
+    let mut interrupts = Interrupts::new()?;
+    let restoring = docker.restore(id, &images, options);
+    let interrupted = interrupts
+        .guard(operation, output, restoring, settled, || state.get())
+        .await;
+    let restored = match interrupted {
+        Err(failure) if failure.is_time_limit() => {
+            // The links to the images are removed when Docker has answered.
+            let state = async {
+                docker.settled().await;
+                state_of(docker, id).await
+            };
+            return Err(interrupts
+                .out_of_time(operation, output, failure, state)
+                .await);
+        }
+        interrupted => interrupted?,
+    };
     left_behind(context, &restored.left_behind);
     if let (Some(file), Some(pid)) = (pid_file, restored.container.pid) {
         file.publish(pid)?;

@@ -127,6 +127,16 @@ impl Failure {
         failure
     }
 
+    /// An engine took longer than it was given, and this has become of the tasks meanwhile.
+    pub(super) fn out_of_time(self, operation: OperationKind, tasks: TaskState) -> Self {
+        let mut failure = Self::own(Status::TimeLimit, "time-limit", self.summary());
+        if let Self::Own(own) = &mut failure {
+            own.operation = Some(operation);
+            own.tasks = Some(tasks);
+        }
+        failure
+    }
+
     /// A signal ended what is no operation of CRIU's.
     pub(super) fn stopped(signal: &str, message: impl std::fmt::Display) -> Self {
         Self::own(
@@ -175,6 +185,10 @@ impl Failure {
 
     pub(super) fn is_interrupt(&self) -> bool {
         self.status() == Status::Interrupted
+    }
+
+    pub(super) fn is_time_limit(&self) -> bool {
+        self.status() == Status::TimeLimit
     }
 
     /// Corrects what became of the tasks.

@@ -264,7 +264,21 @@ async fn restored(
         .await;
     let restored = match interrupted {
         Ok(restored) => restored,
-        Err(failure) => return Err(told(failure, podman, id).await),
+        Err(failure) if failure.is_time_limit() => {
+            // What was made for the restore is removed when Podman has answered.
+            let state = async {
+                podman.settled().await;
+                state_in(podman, id).await
+            };
+            return Err(interrupts
+                .out_of_time(operation, output, failure, state)
+                .await);
+        }
+        Err(failure) if failure.is_interrupt() => {
+            let state = state_in(podman, id).await;
+            return Err(failure.with_tasks(state));
+        }
+        Err(failure) => return Err(failure),
     };
     for note in &restored.notes {
         output.note(note);
@@ -284,18 +298,14 @@ async fn restored(
     Ok(ExitCode::SUCCESS)
 }
 
-/// An interrupt does not reach Podman, so what became of the container is for Podman to say.
-async fn told(failure: Failure, podman: &Podman, id: &str) -> Failure {
-    if !failure.is_interrupt() {
-        return failure;
-    }
-    let state = match podman.load(id).await.map(|container| container.status) {
+/// Neither an interrupt nor a time limit reaches Podman, so what became of the container is for Podman to say.
+async fn state_in(podman: &Podman, id: &str) -> TaskState {
+    match podman.load(id).await.map(|container| container.status) {
         Ok(Status::Running) => TaskState::Running,
         Ok(Status::Paused) => TaskState::Frozen,
         Ok(_) => TaskState::Absent,
         Err(_) => TaskState::Unknown,
-    };
-    failure.with_tasks(state)
+    }
 }
 
 fn text(args: &Restore, restored: &Restored, images: &Path) -> String {

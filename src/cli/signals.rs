@@ -93,6 +93,27 @@ impl Interrupts {
     }
 }
 
+impl Interrupts {
+    /// An engine whose restore took too long cannot be stopped: waits until it has answered, unless a signal comes first.
+    /// `state` then looks at what became of the tasks.
+    pub(super) async fn out_of_time(
+        &mut self,
+        operation: OperationKind,
+        output: &Output,
+        failure: Failure,
+        state: impl Future<Output = TaskState>,
+    ) -> Failure {
+        output.note(format_args!(
+            "the time limit has passed; the engine cannot be stopped in its {operation}, and is waited for"
+        ));
+        let state = tokio::select! {
+            state = state => state,
+            _ = self.next() => TaskState::Unknown,
+        };
+        failure.out_of_time(operation, state)
+    }
+}
+
 /// The state that a task is in, once nobody traces it any more.
 pub(super) fn state_of(pid: i32) -> TaskState {
     let deadline = Instant::now() + DETACH;

@@ -1,6 +1,8 @@
 //! DUMP and PRE_DUMP.
 
+use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use super::care::Care;
 use super::operation::{Operation, sealed::FromEnded};
@@ -86,6 +88,9 @@ impl Criu {
             (Some(true), _) => TaskState::Running,
             _ => TaskState::Absent,
         };
+        if leaves == TaskState::Absent && self.program().is_some() {
+            can_come_back(pid)?;
+        }
         let mut plan = Plan::new(OperationKind::Dump, |_| CriuReqType::Dump, prepared);
         plan.log = Some("dump");
         plan.pid = Some(pid);
@@ -229,5 +234,34 @@ impl Criu {
             },
             Record::new(operation, TaskState::Absent),
         ))
+    }
+}
+
+/// Refuses a process that CRIU would dump and kill, and could not restore: in a user namespace it mounts a proc of its own,
+/// which only the owner of the pid and the mount namespace may.
+fn can_come_back(pid: i32) -> Result<()> {
+    // What cannot be looked at is CRIU's to judge.
+    let of = |process: &str, kind: &str| fs::metadata(format!("/proc/{process}/ns/{kind}"));
+    let is_ours = |kind: &str| match (of("self", kind), of(&pid.to_string(), kind)) {
+        (Ok(ours), Ok(its)) => Some(ours.ino() == its.ino()),
+        _ => None,
+    };
+    let has_users_of_its_own = is_ours("user") == Some(false);
+    let shared = ["pid", "mnt"]
+        .into_iter()
+        .find(|kind| is_ours(kind) == Some(true));
+    match shared {
+        Some(kind) if has_users_of_its_own => Err(Error::new(
+            ErrorKind::Precondition {
+                what: format!(
+                    "process {pid} has a user namespace of its own and shares this process's {kind} namespace: CRIU could dump \
+                     it and not restore it. Leave it running (--leave-running), or start it with a pid and a mount namespace \
+                     as well"
+                ),
+                source: None,
+            },
+            Record::new(OperationKind::Dump, TaskState::Running),
+        )),
+        _ => Ok(()),
     }
 }

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::sync::Mutex;
 
+use criu_client::{ErrorKind, TaskState};
+
 use criu_client::options::{
     DumpOptions, ExternalOnDump, InheritKey, JoinKind, JoinNamespace, RestoreOptions,
 };
@@ -16,6 +18,7 @@ pub(crate) fn tests() -> Tests {
         ("external-network", external_network),
         ("joined-by-process", || joined(by_process)),
         ("joined-by-file", || joined(by_file)),
+        ("users-alone-are-refused", users_alone),
     ];
     named("namespaces/", list)
 }
@@ -154,4 +157,22 @@ fn joined(join: fn(JoinKind, i32) -> JoinNamespace) -> Outcome {
     holder.goes_on()?;
     drop(images);
     traces.unchanged()
+}
+
+/// CRIU dumps and kills a process with a user namespace alone, and cannot restore it.
+fn users_alone() -> Outcome {
+    let victim = Spec::role("user-namespace").start()?;
+    let images = victim.images("images");
+    let error = match block_on(criu().dump(victim.pid, &images, (), DumpOptions::new())) {
+        Ok(report) => return Err(format!("dumped for good: {report:?}")),
+        Err(error) => error,
+    };
+    ensure!(
+        matches!(error.kind(), ErrorKind::Precondition { what, .. } if what.contains("--leave-running")),
+        "{error:?}"
+    );
+    ensure!(error.tasks() == TaskState::Running, "{error:?}");
+    let written = std::fs::read_dir(images.path()).map_err(text)?.count();
+    ensure!(written == 0, "{written} files were written");
+    victim.goes_on()
 }

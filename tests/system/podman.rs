@@ -11,7 +11,7 @@ use crate::support::{Outcome, Tests};
 
 pub(crate) fn tests() -> Tests {
     type Test = (&'static str, fn(Program) -> Outcome);
-    let tests: [Test; 22] = [
+    let tests: [Test; 23] = [
         (
             "a container goes there and back, and is Podman's again",
             journeys::round_trip,
@@ -52,8 +52,12 @@ pub(crate) fn tests() -> Tests {
             failures::dropped_restore,
         ),
         (
-            "an interrupted restore tells what became of it",
+            "an interrupted restore, or one out of time, tells what became of it",
             failures::interrupted_restore,
+        ),
+        (
+            "a container that is being stopped is refused",
+            failures::stopping,
         ),
         (
             "a network that another container lent is joined again",

@@ -163,6 +163,18 @@ impl Inspected {
         }
     }
 
+    /// Refuses a container that Podman is ending.
+    pub(super) fn is_not_ending(&self) -> Result<()> {
+        match self.state.status.as_str() {
+            "stopping" => Err(ErrorKind::Policy(
+                "Podman is stopping it, and kills its processes soon: there is nothing to wait for but its end, after which \
+                 `podman start` starts it anew"
+                    .into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a container that Podman would remove, or start anew, as soon as its processes have ended.
     pub(super) fn stays_ended(&self) -> Result<()> {
         let (id, config) = (&self.id, &self.host_config);

@@ -387,6 +387,7 @@ impl Podman {
             let status = inspected.status();
             return Err(ErrorKind::NotRunning { status });
         }
+        inspected.is_not_ending()?;
         if !leave_running {
             inspected.stays_ended()?;
         }

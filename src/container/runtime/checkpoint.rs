@@ -20,7 +20,7 @@ use crate::container::model::{EngineKind, ProcessId};
 use crate::container::plan::{Consumer, DumpPlan};
 use crate::dry_run::{self, Action, Step, When};
 use crate::notify::{HookError, Hooks, Notify, Reply};
-use crate::options::{CgroupMode, Leave, PreDumpOptions};
+use crate::options::{CgroupMode, Leave, NetworkLock, PreDumpOptions};
 use crate::{Criu, DumpReport, ImagesDir, PreDumpReport};
 
 /// How often, and how many times, processes are looked at before they are taken for what they seem to be.
@@ -453,8 +453,12 @@ async fn prepare<E: Engine>(
     dump = dump.manage_cgroups(manage_cgroups_mode.unwrap_or(CgroupMode::Soft));
     let members = cgroup::processes(container.record.cgroups())
         .map_err(ErrorKind::system("looking into control groups"))?;
-    if let Some(sharer) = (container.live.as_ref()).and_then(|live| sharing::sharer(live, &members))
-    {
+    let is_locked = dump.chosen_network_lock() != Some(NetworkLock::Skip);
+    let sharer = match &container.live {
+        Some(live) if is_locked => sharing::sharer(live, &members)?,
+        _ => None,
+    };
+    if let Some(sharer) = sharer {
         let tcp_established = dump.keeps_connections();
         dump = sharing::spare(sharer, dump, leave_running, tcp_established)?;
     }

@@ -8,6 +8,7 @@
 //! Where a restore differs from the runtimes' own, it does so on purpose: the loopback interface of a private network
 //! namespace is up, and cgroup v1 mounts show the container's own groups instead of the restorer's.
 
+mod acl;
 pub(super) mod beside;
 mod checkpoint;
 mod console;

@@ -2,13 +2,12 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::beside::{Saved, descriptors};
 use super::engine::{self, Bundle, Draft, Habits, Record, Source};
 use super::removal::{CHECKPOINTED, Removed, remove};
-use super::{Engine, Runtime};
+use super::{Engine, Runtime, acl};
 use crate::ImagesDir;
 use crate::container::cgroup::changes::Changes;
 use crate::container::cgroup::{self, Hierarchies, UNIFIED, systemd};
@@ -249,23 +248,27 @@ fn lets_in(images: &ImagesDir, (uid, gid): (i64, i64)) -> Result<()> {
         problem: "cannot be looked at".into(),
         source: Some(source.into()),
     })?;
-    let search = if i64::from(metadata.uid()) == uid {
-        0o100
-    } else if i64::from(metadata.gid()) == gid {
-        0o010
-    } else {
-        0o001
+    let is_let_in = match acl::of(images.path()) {
+        Ok(Some(list)) => list.lets(&metadata, (uid, gid), acl::SEARCH),
+        Ok(None) => acl::mode_lets(&metadata, (uid, gid), acl::SEARCH),
+        Err(source) => {
+            return Err(ErrorKind::Images {
+                path: images.path().to_owned(),
+                problem: "has an access control list that cannot be read".into(),
+                source: Some(source.into()),
+            });
+        }
     };
-    match metadata.mode() & search {
-        0 => Err(ErrorKind::Images {
+    match is_let_in {
+        false => Err(ErrorKind::Images {
             path: images.path().to_owned(),
             problem: format!(
                 "cannot be entered by user {uid}, who is root in the container's user namespace, and whose tasks open their \
-                 images themselves: give the directory to group {gid} and let that in (chgrp {gid}, chmod g+x)"
+                 images themselves: give the directory to group {gid} and let that in (chgrp {gid}, chmod g+x), or let the user in (setfacl -m u:{uid}:x)"
             ),
             source: None,
         }),
-        _ => Ok(()),
+        true => Ok(()),
     }
 }
 

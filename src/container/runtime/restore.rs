@@ -555,7 +555,8 @@ impl<H, E: Engine> RestoreHooks<'_, H, E> {
                 oci_hooks::run(hook, model, "creating", Some(*pid)).await?;
             }
             (Action::SendTerminal { socket }, Event::OrphanPtsMaster { master }) => {
-                console::send(socket, master.as_fd()).map_err(ErrorKind::system(format!(
+                let sent = console::send(socket, master.as_fd()).await;
+                sent.map_err(ErrorKind::system(format!(
                     "sending the terminal to {}",
                     socket.display()
                 )))?;

@@ -5,8 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+
+use rustix::io::Errno;
 
 use crate::container::error::ErrorKind;
 use crate::container::model::{Live, NamespaceKind};
@@ -15,24 +18,54 @@ use crate::options::{DumpOptions, NetworkLock};
 /// A process of this host that has the container's network namespace and is none of its `members`.
 ///
 /// The host's own namespace does not count: CRIU locks single connections in it.
-pub(super) fn sharer(live: &Live, members: &BTreeMap<i32, PathBuf>) -> Option<i32> {
-    let network = live.namespaces.get(&NamespaceKind::Network)?;
-    let of = |process: &str| {
-        fs::metadata(format!("/proc/{process}/ns/net"))
-            .ok()
-            .map(|file| file.ino())
+///
+/// # Errors
+/// What kept the processes from being looked at: there may be one that shares it.
+pub(super) fn sharer(
+    live: &Live,
+    members: &BTreeMap<i32, PathBuf>,
+) -> Result<Option<i32>, ErrorKind> {
+    let Some(network) = live.namespaces.get(&NamespaceKind::Network) else {
+        return Ok(None);
     };
-    if of("self") == Some(*network) {
-        return None;
+    let own = fs::metadata("/proc/self/ns/net").map_err(looking("/proc/self/ns/net"))?;
+    if own.ino() == *network {
+        return Ok(None);
     }
-    // One that ends meanwhile shares nothing any more.
-    let processes = fs::read_dir("/proc").ok()?.filter_map(|entry| {
-        let name = entry.ok()?.file_name();
-        let pid: i32 = name.to_str()?.parse().ok()?;
-        (!members.contains_key(&pid)).then_some(pid)
-    });
-    let mut sharers = processes.filter(|pid| of(&pid.to_string()) == Some(*network));
-    sharers.next()
+    let processes = fs::read_dir("/proc").map_err(looking("/proc"))?;
+    for entry in processes {
+        let name = entry.map_err(looking("/proc"))?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        if !members.contains_key(&pid) && network_of(&pid.to_string())? == Some(*network) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
+/// The network namespace of a process; `None` when it has ended, or is not for us to look at: one that may not be traced, as
+/// that of a host around ours, has what it does from that host.
+fn network_of(process: &str) -> Result<Option<u64>, ErrorKind> {
+    let path = format!("/proc/{process}/ns/net");
+    match fs::metadata(&path) {
+        Ok(file) => Ok(Some(file.ino())),
+        Err(error) if is_none_of_ours(&error) => Ok(None),
+        Err(error) => Err(looking(&path)(error)),
+    }
+}
+
+fn is_none_of_ours(error: &io::Error) -> bool {
+    let denied_or_gone = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
+    denied_or_gone.contains(&error.kind())
+        || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+}
+
+fn looking(path: &str) -> impl FnOnce(io::Error) -> ErrorKind {
+    ErrorKind::system(format!(
+        "looking at {path}, to see who shares the container's network (--network-lock skip locks it for nobody)"
+    ))
 }
 
 /// Keeps the network unlocked for `sharer`, as far as that can be.

@@ -278,7 +278,65 @@ pub(super) fn interrupted_restore(program: Program) -> Outcome {
         );
         box_.bundle_is_clean()?;
         box_.is("running")?;
-        box_.engine.ground().goes_on_from(&counted)
+        box_.engine.ground().goes_on_from(&counted)?;
+        // The same of a time limit.
+        box_.stop()?;
+        let (path, id) = (images.path().display().to_string(), box_.id());
+        let target = format!("podman:{id}");
+        let output = box_.criuctl(&[
+            "--format",
+            "json",
+            "--timeout",
+            "20ms",
+            "restore",
+            &target,
+            "-D",
+            &path,
+        ])?;
+        ensure!(output.status.code() == Some(5), "{output:?}");
+        let error: Value = serde_json::from_slice(&output.stdout).map_err(text)?;
+        ensure!(
+            error["code"] == "time-limit" && error["tasks"] == "running",
+            "{error}"
+        );
+        box_.bundle_is_clean()?;
+        box_.is("running")?;
+        box_.engine.ground().counts()
+    })
+}
+
+/// A container that Podman waits for to end, before it kills it.
+pub(super) fn stopping(program: Program) -> Outcome {
+    with(program, |box_| {
+        box_.engine.start()?;
+        let images = box_.images("images")?;
+        let mut invocation = box_.engine.invocation();
+        invocation.extend(["stop", "--time", "5", &box_.id()].map(str::to_owned));
+        let mut stop = box_
+            .engine
+            .ground()
+            .command(&invocation)?
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(text)?;
+        let done = until("Podman is stopping it", || box_.is("stopping").is_ok()).and_then(|()| {
+            let error = box_.checkpoint(&images).err();
+            let error = error.ok_or("a container that was about to be killed was checkpointed")?;
+            ensure!(
+                error.contains("\"policy\"") && error.contains("is stopping it"),
+                "{error}"
+            );
+            ensure!(names(images.path())?.is_empty(), "something was written");
+            Ok(())
+        });
+        stop.wait().map_err(text)?;
+        done?;
+        until("it has exited", || box_.is("exited").is_ok())?;
+        match box_.engine.runtime_root().join(box_.id()).exists() {
+            true => box_.engine.forget(),
+            false => Ok(()),
+        }
     })
 }
 

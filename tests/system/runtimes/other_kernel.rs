@@ -215,6 +215,23 @@ fn other_user<E: Program>() -> Outcome {
     box_.delete()
 }
 
+/// The owner may do everything, `user` may enter, and nobody else anything: as `setfacl -m u:USER:x` makes it of mode 0700.
+fn access_list(user: u32) -> Vec<u8> {
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (0x01u16, 7u16, u32::MAX),
+        (0x02, 1, user),
+        (0x04, 0, u32::MAX),
+        (0x10, 1, u32::MAX),
+        (0x20, 0, u32::MAX),
+    ] {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
+
 /// Root inside is somebody else outside, before and after.
 fn user_namespace<E: Program>() -> Outcome {
     const OUTSIDE: u32 = 100_000;
@@ -240,11 +257,28 @@ fn user_namespace<E: Program>() -> Outcome {
     // Its tasks open their images as whom they are outside: nobody else need be let in.
     let refused = box_.restore(&images).err().unwrap_or_default();
     ensure!(refused.contains("chgrp 100000"), "{refused:?}");
+    let is_as_before = |box_: &Fixture<E>| {
+        let after = (map(box_.pid()?)?, identity(box_.pid()?)?);
+        ensure!(before == after, "{before:#?}\n{after:#?}");
+        Ok(())
+    };
+    let list = access_list(OUTSIDE);
+    let attribute = "system.posix_acl_access";
+    rustix::fs::setxattr(
+        images.path(),
+        attribute,
+        &list,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .map_err(text)?;
+    box_.restore(&images)?;
+    is_as_before(&box_)?;
+    box_.delete()?;
+    rustix::fs::removexattr(images.path(), attribute).map_err(text)?;
     chown(images.path(), None, Some(OUTSIDE)).map_err(text)?;
     fs::set_permissions(images.path(), Permissions::from_mode(0o710)).map_err(text)?;
     box_.restore(&images)?;
-    let after = (map(box_.pid()?)?, identity(box_.pid()?)?);
-    ensure!(before == after, "{before:#?}\n{after:#?}");
+    is_as_before(&box_)?;
     box_.delete()
 }
 
