@@ -4,26 +4,23 @@
 //! `STATIC_LISTENER` may name a `criu-listener` that is linked statically, which is then measured beside the one of the build.
 #![allow(clippy::print_stdout)]
 
+mod runc;
 mod support;
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use criu_client::Criu;
+use runc::{Bundle, Result, search_path};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
-use serde_json::{Value, json};
 use support::{Series, print};
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const STARTS: usize = 200;
 const CHECKPOINTS: usize = 60;
@@ -64,7 +61,9 @@ fn main() -> Result<()> {
         STARTS,
         |variant| start(&variant.criu),
     )?;
-    let container = Container::start(directory.path())?;
+    let bundle = Bundle::make(directory.path())?;
+    let id = format!("criuctl-bench-{}", std::process::id());
+    bundle.start(&id)?;
     let images = directory.path().join("images");
     compare(
         "`runc checkpoint` of a container that runs on",
@@ -72,7 +71,7 @@ fn main() -> Result<()> {
         CHECKPOINTS,
         |variant| {
             std::thread::sleep(PAUSE);
-            let took = container.checkpoint(&images, &variant.path)?;
+            let took = checkpoint(&bundle, &id, &images, &variant.path)?;
             fs::remove_dir_all(&images)?;
             Ok(took)
         },
@@ -174,92 +173,14 @@ fn start(criu: &Path) -> Result<Duration> {
     Ok(took)
 }
 
-fn search_path() -> OsString {
-    let mut path = std::env::var_os("PATH").unwrap_or_default();
-    path.push(":/usr/local/sbin:/usr/sbin:/sbin");
-    path
-}
-
-/// A container that sleeps, over and over: busybox takes a sleep that CRIU has interrupted for one that is over.
-const LOOP: [&str; 3] = ["/bin/sh", "-c", "while :; do sleep 1; done"];
-
-struct Container<'a> {
-    directory: &'a Path,
-    id: String,
-}
-
-impl<'a> Container<'a> {
-    fn start(directory: &'a Path) -> Result<Self> {
-        let bin = directory.join("bundle/rootfs/bin");
-        fs::create_dir_all(&bin)?;
-        fs::copy("/bin/busybox", bin.join("busybox"))?;
-        for applet in ["sh", "sleep"] {
-            symlink("busybox", bin.join(applet))?;
-        }
-        let container = Self {
-            directory,
-            id: format!("criuctl-bench-{}", std::process::id()),
-        };
-        let bundle = directory.join("bundle");
-        container.runc(&search_path(), |command| {
-            command.arg("spec").arg("--bundle").arg(&bundle)
-        })?;
-        let path = bundle.join("config.json");
-        let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
-        config["process"]["terminal"] = json!(false);
-        config["process"]["args"] = json!(LOOP);
-        fs::write(&path, serde_json::to_vec(&config)?)?;
-        container.runc(&search_path(), |command| {
-            command
-                .args(["run", "-d", "--bundle"])
-                .arg(&bundle)
-                .arg(&container.id)
-        })?;
-        Ok(container)
-    }
-
-    fn checkpoint(&self, images: &Path, path: &OsString) -> Result<Duration> {
-        let began = Instant::now();
-        self.runc(path, |command| {
-            command
-                .args(["checkpoint", "--leave-running", "--image-path"])
-                .arg(images)
-                .arg(&self.id)
-        })?;
-        Ok(began.elapsed())
-    }
-
-    fn runc(
-        &self,
-        path: &OsString,
-        arguments: impl FnOnce(&mut Command) -> &mut Command,
-    ) -> Result<()> {
-        // Its output must be no file of ours: the container has it too, and could not be dumped.
-        let complaints = self.directory.join("complaints");
-        let mut command = Command::new("runc");
+/// A checkpoint of the container `id`, which runs on.
+fn checkpoint(bundle: &Bundle<'_>, id: &str, images: &Path, path: &OsString) -> Result<Duration> {
+    let began = Instant::now();
+    bundle.runc(path, |command| {
         command
-            .arg("--root")
-            .arg(self.directory.join("root"))
-            .arg("--log")
-            .arg(&complaints)
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let status = arguments(&mut command).status()?;
-        if !status.success() {
-            let complaints = fs::read_to_string(&complaints).unwrap_or_default();
-            return Err(format!("{command:?}: {status}: {complaints}").into());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Container<'_> {
-    fn drop(&mut self) {
-        let id = self.id.clone();
-        let _ = self.runc(&search_path(), |command| {
-            command.args(["delete", "--force"]).arg(id)
-        });
-    }
+            .args(["checkpoint", "--leave-running", "--image-path"])
+            .arg(images)
+            .arg(id)
+    })?;
+    Ok(began.elapsed())
 }

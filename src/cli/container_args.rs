@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use criu_client::container::EngineKind;
+
+use super::failure::Failure;
 use super::values;
 
 /// Containers: checkpoint, restore and list.
@@ -40,6 +43,11 @@ pub(super) struct Containers {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Containers")]
 pub(super) struct RestoreContainers {
+    /// Who restores: the engine itself, or criuctl, which hands the container over to its runtime [default: native for
+    /// Docker and Podman, direct for runc and crun, the only way of each]
+    #[arg(long, value_name = "WAY", value_enum)]
+    pub(super) mode: Option<Mode>,
+
     /// Bundle of a container of runc's or crun's [default: the current directory]
     #[arg(long, short = 'b', value_name = "DIR", value_parser = values::path)]
     pub(super) bundle: Option<PathBuf>,
@@ -58,10 +66,48 @@ pub(super) struct RestoreContainers {
     pub(super) systemd_cgroup: Option<bool>,
 }
 
+/// The words of `--mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Mode {
+    /// The engine restores, at criuctl's word
+    Native,
+    /// criuctl restores, and the runtime gets a record of it
+    Direct,
+}
+
 impl RestoreContainers {
+    /// Refuses a way that an engine's containers do not have.
+    pub(super) fn check_mode(&self, engine: EngineKind) -> Result<(), Failure> {
+        let (way, why, hint) = match (engine, self.mode) {
+            (EngineKind::Docker, Some(Mode::Direct)) => (
+                "direct",
+                "a container is Docker's only as a child of containerd's shim, which does not adopt a process that it has not \
+                 started: Docker would show it as exited, and never see its end",
+                "leave it out: Docker restores from these images by itself",
+            ),
+            (EngineKind::Podman, Some(Mode::Direct)) => (
+                "direct",
+                "a container is Podman's only as a child of a conmon that Podman has started: Podman would show it as exited, \
+                 with neither logs nor exit status",
+                "leave it out: Podman restores from these images by itself",
+            ),
+            (EngineKind::Runc | EngineKind::Crun, Some(Mode::Native)) => (
+                "native",
+                "a runtime is no service that could be asked",
+                "leave it out: the container is the runtime's all the same; the runtime's own restore command takes the images too",
+            ),
+            _ => return Ok(()),
+        };
+        Err(Failure::usage(format!(
+            "--mode {way} is no way to restore a container of {engine}: {why}"
+        ))
+        .hint(hint))
+    }
+
     /// The first of them that is given.
     pub(super) fn given(&self) -> Option<&'static str> {
         let options = [
+            ("--mode", self.mode.is_some()),
             ("--bundle", self.bundle.is_some()),
             ("--no-subreaper", self.no_subreaper),
             ("--no-pivot", self.no_pivot),

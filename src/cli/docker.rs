@@ -27,7 +27,14 @@ use super::signals::Interrupts;
 /// What is said where Docker listens, before the path of a socket.
 const UNIX: &str = "unix://";
 /// What of the options of a restore is not for CRIU.
-const OWN: [&str; 5] = ["image-path", "docker-host", "detach", "pid-file", "dry-run"];
+const OWN: [&str; 6] = [
+    "image-path",
+    "docker-host",
+    "detach",
+    "pid-file",
+    "dry-run",
+    "mode",
+];
 
 /// What a restore must be told again that the checkpoint was told.
 const REPEATED: [&str; 4] = ["tcp-established", "ext-unix-sk", "file-locks", "shell-job"];

@@ -25,8 +25,9 @@ use super::signals::{Interrupts, state_of};
 use super::values;
 
 /// What Podman's restore can be told, or what is not for it to be told.
-const TAKEN: [&str; 10] = [
+const TAKEN: [&str; 11] = [
     "dry-run",
+    "mode",
     "image-path",
     "detach",
     "pid-file",

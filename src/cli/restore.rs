@@ -53,6 +53,7 @@ pub(super) async fn run(context: &Context, restore: &Restore) -> Result<ExitCode
             container::engine_of_images(&images_to_read(restore, None)?, id, &restore.containers)?
         }
     };
+    restore.restore_containers.check_mode(engine)?;
     match engine {
         EngineKind::Podman => podman::restore(context, restore, id).await,
         EngineKind::Crun => {

@@ -6,6 +6,7 @@ mod docker;
 mod ground;
 mod podman;
 mod runtime;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,10 +16,11 @@ use std::path::Path;
 use serde_json::Value;
 
 pub(crate) use cgroups::OneVersion;
-pub(crate) use docker::Docker;
-pub(crate) use ground::{COUNTER, Environment, Ground};
+pub(crate) use docker::{Docker, IMAGE as DOCKERS_IMAGE, Store};
+pub(crate) use ground::{COUNTER, Count, Environment, Ground};
 pub(crate) use podman::{IMAGE, Podman, Served};
-pub(crate) use runtime::{Program, Runtime};
+pub(crate) use runtime::{Program, Runtime, bind};
+pub(crate) use wire::{Subnet, connected, echoes, limits};
 
 use crate::support::{Outcome, Tests, Traces, criu, ensure, reap_orphans, text};
 

@@ -1,6 +1,7 @@
 //! The tests that need root and a real CRIU. See `docs/testing.md`.
 
 mod causes;
+mod cells;
 mod conformance;
 mod connection;
 mod contain;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         engines::tests(),
         docker::tests(),
         podman::tests(),
+        cells::tests(),
         matrix::tests(),
         interposed::tests(),
     ];

@@ -6,6 +6,9 @@ mod journeys;
 mod networks;
 mod verbs;
 
+pub(crate) use fixture::{Box_, whole, with};
+pub(crate) use journeys::copy;
+
 use crate::engines::Program;
 use crate::support::{Outcome, Tests};
 

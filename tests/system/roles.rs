@@ -35,6 +35,7 @@ fn live(path: &Path, role: &str, argument: &str) -> Outcome {
             CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC,
         )?,
         "tree" => tree()?,
+        "cell" => cell(argument.parse().map_err(text)?)?,
         "files" => files(path)?,
         "memory" => memory(argument.parse().map_err(text)?),
         "rounds" => rounds(path),
@@ -49,11 +50,18 @@ fn live(path: &Path, role: &str, argument: &str) -> Outcome {
         "exit" => exit(argument),
         _ => return Err(format!("unknown role {role}")),
     };
+    // In a cell, a word besides that no other run has.
+    let run = match role {
+        "cell" => fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(text)?,
+        _ => String::new(),
+    };
+    let run = run.trim();
     let file = File::create(path).map_err(text)?;
     for count in 0u64.. {
         look(count)?;
         // In place and of one length: CRIU restores only files that have the size they had.
-        file.write_all_at(format!("{count:020}").as_bytes(), 0)
+        let line = format!("{run} {count:020}");
+        file.write_all_at(line.trim_start().as_bytes(), 0)
             .map_err(text)?;
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
@@ -101,6 +109,22 @@ fn tree() -> Result<Look, String> {
         let number = from_two.recv().map_err(text)?;
         ensure!(number == count + 2, "the threads made {number} of {count}");
         Ok(())
+    }))
+}
+
+/// All that the containers of `cells/…` keep: a tree, memory, and a port at which everybody is told what they say.
+fn cell(port: u16) -> Result<Look, String> {
+    let mut tree = tree()?;
+    let mut memory = memory(2);
+    let listener = TcpListener::bind(("0.0.0.0", port)).map_err(text)?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+        }
+    });
+    Ok(Box::new(move |count| {
+        tree(count)?;
+        memory(count)
     }))
 }
 

@@ -1,10 +1,6 @@
 //! There and back.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, TcpStream};
-use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use criu_client::ImagesDir;
 use criu_client::container::docker::CheckpointOptions;
@@ -12,9 +8,9 @@ use criu_client::container::{EngineKind, Status};
 use serde_json::Value;
 
 use super::fixture::{Yard, copy, whole, with_docker, with_docker_in};
-use crate::engines::Engine;
+use crate::engines::{self, Engine, Subnet, connected, echoes, limits};
 use crate::interposed::{CRIUCTL, Stage};
-use crate::support::{Outcome, PATIENCE, Tests, block_on, ensure, text, until};
+use crate::support::{Outcome, Tests, block_on, ensure, text, until};
 
 /// Says numbers, one after the other.
 const SAYS: [&str; 3] = [
@@ -281,53 +277,6 @@ pub(super) fn established_connection() -> Outcome {
     })
 }
 
-/// Addresses that nobody has here.
-struct Subnet {
-    bridge: String,
-    third: u8,
-}
-
-impl Subnet {
-    fn free() -> Self {
-        let number = std::process::id() % 250;
-        Self {
-            bridge: format!("criut{number}"),
-            third: u8::try_from(number).unwrap_or(0),
-        }
-    }
-
-    fn range(&self) -> String {
-        format!("10.231.{}.0/24", self.third)
-    }
-
-    fn host(&self, number: u8) -> IpAddr {
-        [10, 231, self.third, number].into()
-    }
-}
-
-fn connected(address: IpAddr, port: u16) -> Result<TcpStream, String> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let error = match TcpStream::connect_timeout(&(address, port).into(), PATIENCE) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE)).map_err(text)?;
-                return Ok(stream);
-            }
-            Err(error) => error,
-        };
-        ensure!(Instant::now() < deadline, "{address}:{port}: {error}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn echoes(stream: &mut TcpStream, words: &[u8]) -> Outcome {
-    stream.write_all(words).map_err(text)?;
-    let mut echo = vec![0; words.len()];
-    stream.read_exact(&mut echo).map_err(text)?;
-    ensure!(echo == words, "{echo:?}");
-    Ok(())
-}
-
 pub(super) fn command_line() -> Outcome {
     with_docker(|yard| {
         let ground = yard.theirs.ground();
@@ -428,19 +377,8 @@ fn criuctl(host: &str, status: i32, arguments: &[&str]) -> Result<Value, String>
     serde_json::from_str(&printed).map_err(text)
 }
 
-/// What a container may be made with; each is checkpointed and restored by either side.
-const ROWS: [(&str, &[&str]); 9] = [
-    ("the host's network", &["--network", "host"]),
-    (
-        "a read-only root",
-        &[
-            "--network",
-            "none",
-            "--read-only",
-            "--tmpfs",
-            "/tmp:size=1m",
-        ],
-    ),
+/// What a container may be made with besides the rows of `cells/…`; each is checkpointed and restored by either side.
+const ROWS: [(&str, &[&str]); 7] = [
     (
         "limits",
         &[
@@ -516,7 +454,7 @@ fn row(yard: &Yard<'_>, options: &[&str]) -> Outcome {
     yard.restore(&first)?;
     yard.is_in_dockers_hands()?;
     ground.goes_on_from(&counted)?;
-    let now = self::limits(ground.traces().groups_of_processes());
+    let now = engines::limits(ground.traces().groups_of_processes());
     ensure!(now == limits, "{limits:?} became {now:?}");
     let ours = ImagesDir::create(yard.checkpoints()?.join("ours")).map_err(text)?;
     yard.checkpoint(&ours)?;
@@ -533,17 +471,4 @@ fn row(yard: &Yard<'_>, options: &[&str]) -> Outcome {
     let theirs = ImagesDir::open(yard.checkpoints()?.join("theirs")).map_err(text)?;
     yard.restore(&theirs)?;
     ground.goes_on_from(&counted)
-}
-
-/// What control groups allow.
-fn limits(groups: Vec<std::path::PathBuf>) -> Vec<String> {
-    let read = |group: &Path, name: &str| std::fs::read_to_string(group.join(name)).ok();
-    let names = ["memory.limit_in_bytes", "cpu.cfs_quota_us", "pids.max"];
-    let mut limits: Vec<String> = groups
-        .iter()
-        .flat_map(|group| names.map(|name| (name, read(group, name))))
-        .filter_map(|(name, value)| Some(format!("{name} {}", value?.trim())))
-        .collect();
-    limits.sort();
-    limits
 }

@@ -19,11 +19,23 @@ pub(crate) struct Docker {
     daemon: Child,
 }
 
-const IMAGE: &str = "counter";
+pub(crate) const IMAGE: &str = "counter";
+
+/// Who keeps images and root file systems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    Own,
+    Containerd,
+}
 
 impl Docker {
     /// The environment is the daemon's, and so that of containerd and runc, which start CRIU.
     pub(crate) fn start_daemon(environment: Environment) -> Result<Self, String> {
+        Self::start_with_store(environment, Store::Own)
+    }
+
+    /// The same with the images in a store of the caller's choice.
+    pub(crate) fn start_with_store(environment: Environment, store: Store) -> Result<Self, String> {
         let mut ground = Ground::new("docker", environment)?;
         ground.set("DOCKER_CONFIG", ground.path("client"));
         let configuration = json!({
@@ -40,6 +52,7 @@ impl Docker {
             "ip-forward": false,
             "ip-masq": false,
             "userland-proxy": false,
+            "features": {"containerd-snapshotter": store == Store::Containerd},
         });
         let path = ground.text("daemon.json");
         fs::write(&path, configuration.to_string()).map_err(text)?;

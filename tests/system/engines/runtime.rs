@@ -1,6 +1,7 @@
 //! runc and crun by themselves.
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -53,27 +54,28 @@ impl Runtime {
         let bundle = runtime.ground.text("");
         runtime.ground.make_rootfs()?;
         runtime.run(&["spec", "--bundle", &bundle].map(str::to_owned))?;
-        let path = runtime.ground.path("config.json");
-        let mut config: Value =
-            serde_json::from_slice(&fs::read(&path).map_err(text)?).map_err(text)?;
-        config["process"]["terminal"] = json!(false);
-        config["process"]["args"] = json!(COUNTER);
-        config["root"]["readonly"] = json!(false);
-        config["linux"]["cgroupsPath"] =
-            json!(format!("{}/{}", runtime.ground.group(), runtime.ground.id));
-        let mounts = config["mounts"].as_array_mut().ok_or("no mounts")?;
-        mounts.push(json!({
-            "destination": "/data",
-            "type": "bind",
-            "source": runtime.ground.path("data"),
-            "options": ["rbind", "rw"],
-        }));
-        fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)?;
+        let ground = &runtime.ground;
+        runtime.configure(|config| {
+            config["process"]["terminal"] = json!(false);
+            config["process"]["args"] = json!(COUNTER);
+            config["root"]["readonly"] = json!(false);
+            config["linux"]["cgroupsPath"] = json!(format!("{}/{}", ground.group(), ground.id));
+            bind(config, &ground.path("data"), "/data", "rw")
+        })?;
         Ok(runtime)
     }
 
+    /// Changes the bundle's configuration.
+    pub(crate) fn configure(&self, change: impl FnOnce(&mut Value) -> Outcome) -> Outcome {
+        let path = self.ground.path("config.json");
+        let mut config: Value =
+            serde_json::from_slice(&fs::read(&path).map_err(text)?).map_err(text)?;
+        change(&mut config)?;
+        fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)
+    }
+
     /// What leaves its output to the container, which must not have a file of ours there.
-    fn detached(&self, arguments: &[String]) -> Outcome {
+    pub(crate) fn detached(&self, arguments: &[String]) -> Outcome {
         let mut invocation = self.invocation();
         let log = self.ground.path("log");
         invocation.extend(["--log".into(), log.display().to_string()]);
@@ -91,6 +93,18 @@ impl Runtime {
         let list = self.run(&["list", "--quiet"].map(str::to_owned))?;
         Ok(list.lines().any(|id| id == self.ground.id))
     }
+}
+
+/// Adds a bind mount to a bundle's configuration.
+pub(crate) fn bind(config: &mut Value, source: &Path, destination: &str, mode: &str) -> Outcome {
+    let mounts = config["mounts"].as_array_mut().ok_or("no mounts")?;
+    mounts.push(json!({
+        "destination": destination,
+        "type": "bind",
+        "source": source,
+        "options": ["rbind", mode],
+    }));
+    Ok(())
 }
 
 impl Engine for Runtime {

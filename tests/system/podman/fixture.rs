@@ -12,13 +12,13 @@ use crate::engines::{Engine, Environment, Program, Served};
 use crate::support::{Outcome, Traces, block_on, criu, ensure, text, until};
 
 /// A Podman of its own that listens, and ours that asks it.
-pub(super) struct Box_ {
-    pub(super) engine: crate::engines::Podman,
-    pub(super) served: Served,
+pub(crate) struct Box_ {
+    pub(crate) engine: crate::engines::Podman,
+    pub(crate) served: Served,
 }
 
 /// What a container should at least be able to do again.
-pub(super) fn with(program: Program, test: impl FnOnce(&mut Box_) -> Outcome) -> Outcome {
+pub(crate) fn with(program: Program, test: impl FnOnce(&mut Box_) -> Outcome) -> Outcome {
     let traces = Traces::take();
     let engine = crate::engines::Podman::over(program, Environment::default())?;
     let served = engine.serve()?;
@@ -56,35 +56,35 @@ fn has_firewall() -> bool {
     crate::support::rules(None).contains("table inet netavark")
 }
 
-pub(super) fn whole(error: criu_client::container::Error) -> String {
+pub(crate) fn whole(error: criu_client::container::Error) -> String {
     serde_json::to_string_pretty(&error).unwrap_or_else(|_| format!("{error:?}"))
 }
 
 impl Box_ {
-    pub(super) fn ours(&self) -> Podman {
+    pub(crate) fn ours(&self) -> Podman {
         Podman::with_socket(&self.served.socket)
     }
 
-    pub(super) fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         self.engine.container().to_owned()
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.engine.ground().path(name)
     }
 
-    pub(super) fn images(&self, name: &str) -> Result<ImagesDir, String> {
+    pub(crate) fn images(&self, name: &str) -> Result<ImagesDir, String> {
         ImagesDir::create(self.path(name)).map_err(text)
     }
 
     /// Has Podman itself do something.
-    pub(super) fn podman(&self, arguments: &[&str]) -> Result<String, String> {
+    pub(crate) fn podman(&self, arguments: &[&str]) -> Result<String, String> {
         let arguments: Vec<_> = arguments.iter().map(|word| (*word).to_owned()).collect();
         self.engine.run(&arguments)
     }
 
     /// What Podman says of the container.
-    pub(super) fn inspect(&self) -> Result<Value, String> {
+    pub(crate) fn inspect(&self) -> Result<Value, String> {
         let mut inspected: Value = serde_json::from_str(&self.podman(&[
             "container",
             "inspect",
@@ -94,23 +94,23 @@ impl Box_ {
         Ok(inspected[0].take())
     }
 
-    pub(super) fn is(&self, status: &str) -> Outcome {
+    pub(crate) fn is(&self, status: &str) -> Outcome {
         let state = self.inspect()?["State"].take();
         ensure!(state["Status"] == status, "not {status}: {state}");
         Ok(())
     }
 
-    pub(super) fn exec(&self, command: &[&str]) -> Result<String, String> {
+    pub(crate) fn exec(&self, command: &[&str]) -> Result<String, String> {
         let mut arguments = vec!["exec", self.engine.container()];
         arguments.extend(command);
         self.podman(&arguments)
     }
 
-    pub(super) fn checkpoint(&self, images: &ImagesDir) -> Outcome {
+    pub(crate) fn checkpoint(&self, images: &ImagesDir) -> Outcome {
         self.checkpoint_with(images, CheckpointOptions::new())
     }
 
-    pub(super) fn checkpoint_with(
+    pub(crate) fn checkpoint_with(
         &self,
         images: &ImagesDir,
         options: CheckpointOptions,
@@ -122,11 +122,11 @@ impl Box_ {
         Ok(())
     }
 
-    pub(super) fn restore(&self, images: &ImagesDir) -> Result<Restored, String> {
+    pub(crate) fn restore(&self, images: &ImagesDir) -> Result<Restored, String> {
         self.restore_with(images, RestoreOptions::new())
     }
 
-    pub(super) fn restore_with(
+    pub(crate) fn restore_with(
         &self,
         images: &ImagesDir,
         options: RestoreOptions,
@@ -144,7 +144,7 @@ impl Box_ {
     }
 
     /// Nothing of ours is in the bundle.
-    pub(super) fn bundle_is_clean(&self) -> Outcome {
+    pub(crate) fn bundle_is_clean(&self) -> Outcome {
         let names = names(&self.engine.bundle())?;
         let ours = |name: &&String| {
             name.starts_with("criuctl") || is_link(&self.engine.bundle().join(name))
@@ -155,7 +155,7 @@ impl Box_ {
     }
 
     /// Ends the container, as its user would.
-    pub(super) fn stop(&self) -> Outcome {
+    pub(crate) fn stop(&self) -> Outcome {
         self.podman(&["stop", "--time", "0", self.engine.container()])?;
         until("the container has exited", || self.is("exited").is_ok())?;
         // The clean-up that conmon starts is not told of the root that the tests give to the runtime, and may be first.
@@ -167,7 +167,7 @@ impl Box_ {
     }
 
     /// Our own program, with this Podman.
-    pub(super) fn criuctl(&self, arguments: &[&str]) -> Result<Output, String> {
+    pub(crate) fn criuctl(&self, arguments: &[&str]) -> Result<Output, String> {
         let url = format!("unix://{}", self.served.socket.display());
         Command::new(env!("CARGO_BIN_EXE_criuctl"))
             .args(arguments)
@@ -181,7 +181,7 @@ fn is_link(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|file| file.is_symlink())
 }
 
-pub(super) fn names(directory: &Path) -> Result<Vec<String>, String> {
+pub(crate) fn names(directory: &Path) -> Result<Vec<String>, String> {
     let entries = fs::read_dir(directory).map_err(text)?;
     let mut names: Vec<_> = entries
         .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))

@@ -156,7 +156,7 @@ pub(super) fn checkpointed_by_itself(program: Program) -> Outcome {
     })
 }
 
-fn copy(from: &Path, to: &Path) -> Outcome {
+pub(crate) fn copy(from: &Path, to: &Path) -> Outcome {
     fs::create_dir(to).map_err(text)?;
     for name in names(from)? {
         fs::copy(from.join(&name), to.join(&name)).map_err(text)?;
