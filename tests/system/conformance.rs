@@ -6,6 +6,7 @@
 //! before.
 
 mod allowed;
+mod configurations;
 mod engine;
 mod runtime;
 

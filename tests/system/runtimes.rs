@@ -2,6 +2,7 @@
 //! themselves.
 
 mod cgroup_namespace;
+mod everything;
 mod failures;
 pub(crate) mod fixture;
 mod interchange;
@@ -9,6 +10,7 @@ mod joined;
 mod journeys;
 mod other_kernel;
 mod planned;
+mod refusals;
 mod scopes;
 mod seen;
 
@@ -70,7 +72,7 @@ fn of<E: Program>() -> Tests {
         ),
         (
             "bind mounts, limits and hooks are restored",
-            journeys::everything::<E>,
+            everything::there_and_back::<E>,
         ),
         (
             "a joined network namespace is joined again",
@@ -132,7 +134,7 @@ fn of<E: Program>() -> Tests {
         ),
         (
             "what cannot be done is said before anything happens",
-            failures::refusals::<E>,
+            refusals::all::<E>,
         ),
     ];
     tests

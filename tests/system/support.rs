@@ -357,3 +357,32 @@ pub(crate) fn noted(scripts: &std::sync::Mutex<Vec<String>>) -> impl criu_client
         Ok(criu_client::notify::Reply::Accept)
     })
 }
+
+/// A directory in which nobody can write, not even root.
+pub(crate) struct Sealed(PathBuf);
+
+impl Sealed {
+    pub(crate) fn directory(path: &Path) -> Result<Self, String> {
+        std::fs::create_dir(path).map_err(text)?;
+        nix::mount::mount(
+            Some("sealed"),
+            path,
+            Some("tmpfs"),
+            nix::mount::MsFlags::MS_RDONLY,
+            None::<&str>,
+        )
+        .map_err(text)?;
+        Ok(Self(path.to_owned()))
+    }
+
+    pub(crate) fn images(&self) -> Result<criu_client::ImagesDir, String> {
+        criu_client::ImagesDir::open(&self.0).map_err(text)
+    }
+}
+
+impl Drop for Sealed {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}

@@ -159,6 +159,8 @@ mod tests {
         assert!(of(Path::new("/nonexistent")).is_err());
         let directory = tempfile::tempdir().unwrap();
         assert!(of(directory.path()).unwrap().is_none());
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(directory.path(), private).unwrap();
         let metadata = std::fs::metadata(directory.path()).unwrap();
         let (uid, gid) = (metadata.uid().into(), metadata.gid().into());
         assert!(mode_lets(&metadata, (uid, gid), SEARCH));

@@ -107,6 +107,7 @@ pub(super) static ALLOWED: &[Allowed] = &[
     },
     Allowed {
         engines: RUNC,
+        configurations: But(&["lazy-pages"]),
         options: &["lazy_pages"],
         theirs: "false",
         reason: SENT,

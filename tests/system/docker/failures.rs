@@ -14,7 +14,7 @@ use serde_json::json;
 use super::fixture::{copy, whole, with_docker};
 use crate::engines::Engine;
 use crate::interposed::CRIUCTL;
-use crate::support::{Outcome, block_on, ensure, is_unlocked, text, until};
+use crate::support::{Outcome, Sealed, block_on, ensure, is_unlocked, text, until};
 
 pub(super) fn refused_and_dropped() -> Outcome {
     with_docker(|yard| {
@@ -264,6 +264,15 @@ pub(super) fn refusals() -> Outcome {
             fs::remove_dir_all(ground.path("left")).map_err(text)?;
         }
         yard.theirs.start_with(&["--network", "none"])?;
+        let sealed = Sealed::directory(&ground.path("sealed"))?;
+        let error = yard.not_checkpointed_into(yard.name(), &sealed.images()?)?;
+        ensure!(
+            whole(error).contains("Read-only file system"),
+            "a directory that cannot be written to"
+        );
+        drop(sealed);
+        yard.has_status("running")?;
+        ground.counts()?;
         let empty = yard.images("empty")?;
         is(yard.not_restored(&empty)?, "exists", "docker stop")?;
         let images = yard.images("images")?;

@@ -100,9 +100,16 @@ impl Yard<'_> {
 
     /// A checkpoint that is to fail.
     pub(super) fn not_checkpointed(&self, name: &str) -> Result<Error, String> {
-        let images = self.images("never")?;
+        self.not_checkpointed_into(name, &self.images("never")?)
+    }
+
+    pub(super) fn not_checkpointed_into(
+        &self,
+        name: &str,
+        images: &ImagesDir,
+    ) -> Result<Error, String> {
         let options = CheckpointOptions::new();
-        match block_on(self.ours.checkpoint(&self.criu, name, &images, (), options)) {
+        match block_on(self.ours.checkpoint(&self.criu, name, images, (), options)) {
             Ok(report) => Err(format!("checkpointed {}", report.id)),
             Err(error) => Ok(error),
         }

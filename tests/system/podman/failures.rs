@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::fixture::{Box_, names, whole, with};
 use crate::engines::{Engine, Program};
-use crate::support::{Outcome, block_on, criu, ensure, text, until};
+use crate::support::{Outcome, Sealed, block_on, criu, ensure, text, until};
 
 pub(super) fn refusing(program: Program) -> Outcome {
     with(program, |box_| {
@@ -137,6 +137,15 @@ pub(super) fn refusals(program: Program) -> Outcome {
         box_.engine.start()?;
         let id = box_.id();
         said(restore(&id, &images), "exists", "podman stop")?;
+        let sealed = Sealed::directory(&box_.path("sealed"))?;
+        let refused = box_.checkpoint(&sealed.images()?).err();
+        ensure!(
+            refused.is_some_and(|error| error.contains("Read-only file system")),
+            "a directory that cannot be written to"
+        );
+        drop(sealed);
+        box_.is("running")?;
+        box_.engine.ground().counts()?;
         box_.checkpoint(&images)?;
         said(checkpoint(&id), "not-running", "podman start")?;
         // Ids that begin alike: with more of them than digits, there are two.

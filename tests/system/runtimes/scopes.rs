@@ -79,7 +79,7 @@ fn of<E: Program>(besides: &[Test]) -> Tests {
         ),
         (
             "bind mounts, limits and hooks are restored",
-            journeys::everything::<E>,
+            super::everything::there_and_back::<E>,
         ),
         (
             "a dropped checkpoint or restore is undone",
