@@ -34,8 +34,8 @@ pub(crate) fn with(program: Program, test: impl FnOnce(&mut Box_) -> Outcome) ->
             .args(["delete", "table", "inet", "netavark"])
             .status();
     }
-    if !had_mount && has_mount() {
-        // Podman mounts the directory of network namespaces onto itself, and leaves it so.
+    while !had_mount && has_mount() {
+        // Podman mounts the directory of network namespaces onto itself, and leaves it so; two Podmans at a time do it twice.
         nix::mount::umount2(NAMESPACES, nix::mount::MntFlags::MNT_DETACH).map_err(text)?;
     }
     outcome?;
