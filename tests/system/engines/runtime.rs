@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::cgroups::OneVersion;
-use super::ground::{COUNTER, Environment, Ground};
+use super::ground::{Environment, Ground};
 use super::{Engine, Status};
 use crate::support::{Outcome, ensure, reap_orphans, text, until};
 
@@ -57,7 +57,6 @@ impl Runtime {
         let mut config: Value =
             serde_json::from_slice(&fs::read(&path).map_err(text)?).map_err(text)?;
         config["process"]["terminal"] = json!(false);
-        config["process"]["args"] = json!(COUNTER);
         config["root"]["readonly"] = json!(false);
         config["linux"]["cgroupsPath"] =
             json!(format!("{}/{}", runtime.ground.group(), runtime.ground.id));
@@ -105,10 +104,14 @@ impl Engine for Runtime {
             .into()
     }
 
-    fn start(&mut self) -> Outcome {
+    fn start_program(&mut self, program: &[&str]) -> Outcome {
+        let path = self.ground.path("config.json");
+        let config = fs::read(&path).map_err(text)?;
+        let mut config: Value = serde_json::from_slice(&config).map_err(text)?;
+        config["process"]["args"] = json!(program);
+        fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)?;
         let bundle = self.ground.text("");
-        self.detached(&["run", "-d", "--bundle", &bundle, &self.ground.id].map(str::to_owned))?;
-        self.ground.counts()
+        self.detached(&["run", "-d", "--bundle", &bundle, &self.ground.id].map(str::to_owned))
     }
 
     fn status(&self) -> Result<Status, String> {
