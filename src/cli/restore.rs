@@ -53,6 +53,9 @@ pub(super) async fn run(context: &Context, restore: &Restore) -> Result<ExitCode
             container::engine_of_images(&images_to_read(restore, None)?, id, &restore.containers)?
         }
     };
+    if matches!(engine, EngineKind::Docker | EngineKind::Podman) {
+        super::external::runs_outside(id)?;
+    }
     match engine {
         EngineKind::Podman => podman::restore(context, restore, id).await,
         EngineKind::Crun => {

@@ -9,6 +9,7 @@ mod cpuinfo;
 mod docker;
 mod dry_run;
 mod engines;
+mod external;
 mod hardship;
 mod hosts;
 mod image_protos;
@@ -95,6 +96,7 @@ fn main() -> ExitCode {
         runtimes::tests(),
         engines::tests(),
         docker::tests(),
+        external::tests(),
         podman::tests(),
         matrix::tests(),
         interposed::tests(),

@@ -24,10 +24,21 @@ const IMAGE: &str = "counter";
 impl Docker {
     /// The environment is the daemon's, and so that of containerd and runc, which start CRIU.
     pub(crate) fn start_daemon(environment: Environment) -> Result<Self, String> {
+        Self::start_daemon_with(environment, "overlay2", |_| Ok(()))
+    }
+
+    /// The same with another storage driver, on what `prepare` makes for it.
+    pub(crate) fn start_daemon_with(
+        environment: Environment,
+        driver: &str,
+        prepare: impl FnOnce(&Ground) -> Outcome,
+    ) -> Result<Self, String> {
         let mut ground = Ground::new("docker", environment)?;
+        prepare(&ground)?;
         ground.set("DOCKER_CONFIG", ground.path("client"));
         let configuration = json!({
             "experimental": true,
+            "storage-driver": driver,
             "data-root": ground.path("data-root"),
             "exec-root": ground.path("exec-root"),
             "pidfile": ground.path("dockerd.pid"),
