@@ -4,8 +4,14 @@
 mod failures;
 mod fixture;
 mod journeys;
+mod other_kernel;
 
 use crate::support::{Tests, named};
+
+/// What the machine that the tests are made on cannot do, for a host of `scripts/vm`.
+pub(crate) fn host_tests() -> Tests {
+    other_kernel::tests()
+}
 
 pub(crate) fn tests() -> Tests {
     let mut tests = named(

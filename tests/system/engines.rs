@@ -6,6 +6,7 @@ mod docker;
 mod ground;
 mod podman;
 mod runtime;
+mod services;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,6 +20,7 @@ pub(crate) use docker::Docker;
 pub(crate) use ground::{COUNTER, Environment, Ground};
 pub(crate) use podman::{IMAGE, Podman, Served};
 pub(crate) use runtime::{Program, Runtime};
+pub(crate) use services::use_services;
 
 use crate::support::{Outcome, Tests, Traces, criu, ensure, reap_orphans, text};
 

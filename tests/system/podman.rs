@@ -4,10 +4,16 @@ mod failures;
 mod fixture;
 mod journeys;
 mod networks;
+mod other_kernel;
 mod verbs;
 
 use crate::engines::Program;
 use crate::support::{Outcome, Tests};
+
+/// What the machine that the tests are made on cannot do, for a host of `scripts/vm`.
+pub(crate) fn host_tests() -> Tests {
+    other_kernel::tests()
+}
 
 pub(crate) fn tests() -> Tests {
     type Test = (&'static str, fn(Program) -> Outcome);

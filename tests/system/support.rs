@@ -194,6 +194,8 @@ impl Traces {
         let new_mounts = || {
             mounts()
                 .difference(&self.mounts)
+                // The host's own network, which Docker keeps once a container has had it.
+                .filter(|mount| !mount.contains(" /run/docker/netns/default "))
                 .cloned()
                 .collect::<Vec<_>>()
         };
@@ -208,10 +210,12 @@ impl Traces {
 
 fn mounts() -> BTreeSet<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().map(str::to_owned).collect()
+    // How the file system of a mount is used is no matter of the mount.
+    let mounts = mounts.lines().filter_map(|mount| mount.rsplit_once(' '));
+    mounts.map(|(mount, _)| mount.to_owned()).collect()
 }
 
-/// What nftables (and so iptables) drops in the network namespace of `pid`, or in ours.
+/// What nftables (and so iptables) drops in the network namespace of `pid`, or in ours; without what has been counted.
 pub(crate) fn rules(pid: Option<i32>) -> String {
     let output = match pid {
         Some(pid) => Command::new("nsenter")
@@ -220,11 +224,14 @@ pub(crate) fn rules(pid: Option<i32>) -> String {
                 "--target",
                 &pid.to_string(),
                 "nft",
+                "--stateless",
                 "list",
                 "ruleset",
             ])
             .output(),
-        None => Command::new("nft").args(["list", "ruleset"]).output(),
+        None => Command::new("nft")
+            .args(["--stateless", "list", "ruleset"])
+            .output(),
     };
     String::from_utf8_lossy(&output.expect("nft").stdout).into_owned()
 }

@@ -148,14 +148,16 @@ impl Yard<'_> {
 
     /// Where Docker keeps a container's checkpoints.
     pub(super) fn checkpoints(&self) -> Result<PathBuf, String> {
-        let directory = format!("data-root/containers/{}/checkpoints", self.id()?);
-        Ok(self.theirs.ground().path(&directory))
+        Ok(self
+            .theirs
+            .containers()
+            .join(self.id()?)
+            .join("checkpoints"))
     }
 
     /// Neither among the checkpoints of containers nor among temporary files.
     pub(super) fn nothing_is_left(&self) -> Outcome {
-        let ground = self.theirs.ground();
-        let containers = fs::read_dir(ground.path("data-root/containers")).map_err(text)?;
+        let containers = fs::read_dir(self.theirs.containers()).map_err(text)?;
         for container in containers.flatten() {
             let names = names(container.path().join("checkpoints"));
             let left: Vec<_> = names
@@ -164,12 +166,12 @@ impl Yard<'_> {
                 .collect();
             ensure!(left.is_empty(), "left among the checkpoints: {left:?}");
         }
-        let left: Vec<_> = names(ground.path("tmp"))
+        let temporary = self.theirs.temporary();
+        let left: Vec<_> = names(temporary.clone())
             .into_iter()
             .filter(|name| {
                 // Docker's own restores leave such, without our note.
-                let note = ground.path("tmp").join(name).join("criuctl-restore.json");
-                note.exists()
+                temporary.join(name).join("criuctl-restore.json").exists()
             })
             .collect();
         ensure!(left.is_empty(), "left among temporary files: {left:?}");

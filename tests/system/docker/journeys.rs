@@ -305,7 +305,7 @@ impl Subnet {
     }
 }
 
-fn connected(address: IpAddr, port: u16) -> Result<TcpStream, String> {
+pub(super) fn connected(address: IpAddr, port: u16) -> Result<TcpStream, String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let error = match TcpStream::connect_timeout(&(address, port).into(), PATIENCE) {
@@ -320,7 +320,7 @@ fn connected(address: IpAddr, port: u16) -> Result<TcpStream, String> {
     }
 }
 
-fn echoes(stream: &mut TcpStream, words: &[u8]) -> Outcome {
+pub(super) fn echoes(stream: &mut TcpStream, words: &[u8]) -> Outcome {
     stream.write_all(words).map_err(text)?;
     let mut echo = vec![0; words.len()];
     stream.read_exact(&mut echo).map_err(text)?;
@@ -506,18 +506,23 @@ pub(super) fn rows() -> Tests {
     ROWS.into_iter().map(test).collect()
 }
 
-fn row(yard: &Yard<'_>, options: &[&str]) -> Outcome {
+pub(super) fn row(yard: &Yard<'_>, options: &[&str]) -> Outcome {
     let ground = yard.theirs.ground();
     yard.theirs.start_with(options)?;
-    let limits = limits(ground.traces().groups_of_processes());
+    let limits = ground.traces().limits();
+    let (profile, mounts) = (confinement(yard.pid()?)?, mounts(yard.pid()?)?);
     let first = yard.images("first")?;
     yard.checkpoint(&first)?;
     let counted = ground.stands_still()?;
     yard.restore(&first)?;
     yard.is_in_dockers_hands()?;
     ground.goes_on_from(&counted)?;
-    let now = self::limits(ground.traces().groups_of_processes());
+    let now = ground.traces().limits();
     ensure!(now == limits, "{limits:?} became {now:?}");
+    let now = confinement(yard.pid()?)?;
+    ensure!(now == profile, "{profile:?} became {now:?}");
+    let now = self::mounts(yard.pid()?)?;
+    ensure!(now == mounts, "{mounts:#?} became {now:#?}");
     let ours = ImagesDir::create(yard.checkpoints()?.join("ours")).map_err(text)?;
     yard.checkpoint(&ours)?;
     let counted = ground.stands_still()?;
@@ -535,15 +540,28 @@ fn row(yard: &Yard<'_>, options: &[&str]) -> Outcome {
     ground.goes_on_from(&counted)
 }
 
-/// What control groups allow.
-fn limits(groups: Vec<std::path::PathBuf>) -> Vec<String> {
-    let read = |group: &Path, name: &str| std::fs::read_to_string(group.join(name)).ok();
-    let names = ["memory.limit_in_bytes", "cpu.cfs_quota_us", "pids.max"];
-    let mut limits: Vec<String> = groups
-        .iter()
-        .flat_map(|group| names.map(|name| (name, read(group, name))))
-        .filter_map(|(name, value)| Some(format!("{name} {}", value?.trim())))
+/// The profile by which AppArmor confines a process, where there is AppArmor.
+pub(super) fn confinement(pid: i32) -> Result<Option<String>, String> {
+    match Path::new("/sys/kernel/security/apparmor").exists() {
+        true => std::fs::read_to_string(format!("/proc/{pid}/attr/current"))
+            .map(Some)
+            .map_err(text),
+        false => Ok(None),
+    }
+}
+
+/// What a process sees mounted, where and how: masks, volumes, what is read-only.
+fn mounts(pid: i32) -> Result<Vec<String>, String> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_err(text)?;
+    let mut mounts: Vec<_> = table
+        .lines()
+        .filter_map(|line| {
+            let (mount, of) = line.split_once(" - ")?;
+            let mut fields = mount.split(' ').skip(4);
+            let (place, options) = (fields.next()?, fields.next()?);
+            Some(format!("{place} {options} {}", of.split(' ').next()?))
+        })
         .collect();
-    limits.sort();
-    limits
+    mounts.sort();
+    Ok(mounts)
 }

@@ -1,4 +1,4 @@
-//! Docker with a daemon of its own.
+//! Docker with a daemon of its own, or the machine's.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -9,14 +9,15 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::ground::{COUNTER, Environment, Ground};
+use super::services::{services, takes};
 use super::{Engine, Status};
 use crate::support::{Outcome, reap_orphans, text, until};
 
 /// A dockerd and the containerd that it starts, with all they keep in a directory of their own and without a bridge; a
-/// container made of an image of its own.
+/// container made of an image of its own. Of an ordinary host it is the service.
 pub(crate) struct Docker {
     ground: Ground,
-    daemon: Child,
+    daemon: Option<Child>,
 }
 
 const IMAGE: &str = "counter";
@@ -24,6 +25,9 @@ const IMAGE: &str = "counter";
 impl Docker {
     /// The environment is the daemon's, and so that of containerd and runc, which start CRIU.
     pub(crate) fn start_daemon(environment: Environment) -> Result<Self, String> {
+        if services() {
+            return Self::of_service(environment);
+        }
         let mut ground = Ground::new("docker", environment)?;
         ground.set("DOCKER_CONFIG", ground.path("client"));
         let configuration = json!({
@@ -50,6 +54,7 @@ impl Docker {
         let daemon = command
             .spawn()
             .map_err(|error| format!("dockerd: {error}; run scripts/install"))?;
+        let daemon = Some(daemon);
         let mut docker = Self { ground, daemon };
         docker.is_up()?;
         let archive = docker.ground.make_archive()?;
@@ -57,9 +62,40 @@ impl Docker {
         Ok(docker)
     }
 
+    fn of_service(environment: Environment) -> Result<Self, String> {
+        takes(&environment)?;
+        let mut ground = Ground::new("docker", environment)?;
+        ground.set("DOCKER_CONFIG", ground.path("client"));
+        let docker = Self {
+            ground,
+            daemon: None,
+        };
+        if docker.docker(&["image", "inspect", IMAGE]).is_err() {
+            let archive = docker.ground.make_archive()?;
+            docker.docker(&["import", &archive, IMAGE])?;
+        }
+        Ok(docker)
+    }
+
     /// Where it listens.
     pub(crate) fn socket(&self) -> PathBuf {
-        self.ground.path("docker.sock")
+        socket(&self.ground)
+    }
+
+    /// Where it keeps what a container is.
+    pub(crate) fn containers(&self) -> PathBuf {
+        match services() {
+            true => "/var/lib/docker/containers".into(),
+            false => self.ground.path("data-root/containers"),
+        }
+    }
+
+    /// Where it puts temporary files.
+    pub(crate) fn temporary(&self) -> PathBuf {
+        match services() {
+            true => "/tmp".into(),
+            false => self.ground.path("tmp"),
+        }
     }
 
     /// Has Docker do something.
@@ -79,7 +115,8 @@ impl Docker {
         let volume = self.ground.volume();
         let named = ["run", "--detach", "--name", &self.ground.id];
         let mounted = ["--volume", &volume];
-        self.docker(&[&named, options, &mounted, &[IMAGE], program].concat())?;
+        let id = self.docker(&[&named, options, &mounted, &[IMAGE], program].concat())?;
+        self.ground.holds(id.trim());
         Ok(())
     }
 
@@ -103,13 +140,17 @@ impl Docker {
 
     /// Somebody may have reaped it as an orphan.
     fn has_ended(&mut self) -> bool {
-        !matches!(self.daemon.try_wait(), Ok(None))
+        let daemon = self.daemon.as_mut();
+        daemon.is_some_and(|daemon| !matches!(daemon.try_wait(), Ok(None)))
     }
 
     /// containerd keeps what it has sent to dockerd as a checkpoint until it collects garbage, and till then refuses to be
     /// sent the same by dockerd ("already exists").
     fn forget_checkpoints(&self) -> Outcome {
-        let socket = self.ground.text("exec-root/containerd/containerd.sock");
+        let socket = match services() {
+            true => "/run/containerd/containerd.sock".to_owned(),
+            false => self.ground.text("exec-root/containerd/containerd.sock"),
+        };
         let contents = [
             "ctr",
             "--address",
@@ -134,7 +175,14 @@ impl Docker {
 }
 
 fn address(ground: &Ground) -> String {
-    format!("unix://{}", ground.text("docker.sock"))
+    format!("unix://{}", socket(ground).display())
+}
+
+fn socket(ground: &Ground) -> PathBuf {
+    match services() {
+        true => "/run/docker.sock".into(),
+        false => ground.path("docker.sock"),
+    }
 }
 
 impl Engine for Docker {
@@ -184,10 +232,12 @@ impl Drop for Docker {
             let remove = ["rm", "--force", "--volumes"];
             let _ = self.docker(&remove.into_iter().chain(all.lines()).collect::<Vec<_>>());
             let _ = self.docker(&["network", "prune", "--force"]);
-            if let Ok(pid) = i32::try_from(self.daemon.id()) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+            if let Some(daemon) = &self.daemon {
+                if let Ok(pid) = i32::try_from(daemon.id()) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                }
+                let _ = until("dockerd has ended", || self.has_ended());
             }
-            let _ = until("dockerd has ended", || self.has_ended());
         }
         // containerd's shims have come to us.
         reap_orphans();

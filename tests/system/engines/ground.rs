@@ -1,16 +1,18 @@
 //! What an engine of a test stands on, and what must be left of it: nothing.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::services::services;
 use crate::support::{Outcome, PATIENCE, ensure, reap_orphans, state, text, until};
 
 /// What an engine gets in its environment besides what we have in ours.
@@ -70,6 +72,8 @@ pub(crate) struct Ground {
     directory: tempfile::TempDir,
     /// The name of the container, and of the control group around it.
     pub(crate) id: String,
+    /// The containers that have groups of their own names somewhere else.
+    containers: Arc<Mutex<Vec<String>>>,
     environment: Environment,
 }
 
@@ -92,11 +96,14 @@ impl Ground {
             )
             .to_lowercase(),
             directory,
+            containers: Arc::default(),
             environment,
         };
         for directory in ["tmp", "data"] {
             fs::create_dir(ground.path(directory)).map_err(text)?;
         }
+        // Whoever the container runs as.
+        fs::set_permissions(ground.path("data"), Permissions::from_mode(0o777)).map_err(text)?;
         Ok(ground)
     }
 
@@ -118,6 +125,13 @@ impl Ground {
     /// The control group in which the container's is made.
     pub(crate) fn group(&self) -> String {
         format!("/{}", self.id)
+    }
+
+    /// A service has put this container into a group where it puts all.
+    pub(super) fn holds(&self, container: &str) {
+        if let (true, Ok(mut containers)) = (services(), self.containers.lock()) {
+            containers.push(container.to_owned());
+        }
     }
 
     /// A root file system of busybox.
@@ -235,6 +249,7 @@ impl Ground {
         Sweep {
             directory: self.directory.path().to_owned(),
             id: self.id.clone(),
+            containers: self.containers.clone(),
         }
     }
 }
@@ -284,6 +299,7 @@ fn line(command: &Command) -> String {
 pub(crate) struct Sweep {
     directory: PathBuf,
     id: String,
+    containers: Arc<Mutex<Vec<String>>>,
 }
 
 impl Sweep {
@@ -337,12 +353,24 @@ impl Sweep {
         found
     }
 
-    /// The groups that have processes in them.
-    pub(crate) fn groups_of_processes(&self) -> Vec<PathBuf> {
-        let has_some = |group: &PathBuf| {
-            fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|members| !members.is_empty())
-        };
-        self.groups().into_iter().filter(has_some).collect()
+    /// What the control groups allow, of either version.
+    pub(crate) fn limits(&self) -> Vec<String> {
+        const FILES: [&str; 5] = [
+            "memory.limit_in_bytes",
+            "cpu.cfs_quota_us",
+            "memory.max",
+            "cpu.max",
+            "pids.max",
+        ];
+        let limits = self.groups().into_iter().flat_map(|group| {
+            FILES.map(|file| {
+                let limit = fs::read_to_string(group.join(file)).ok()?;
+                Some(format!("{file} {}", limit.trim()))
+            })
+        });
+        let mut limits: Vec<String> = limits.flatten().collect();
+        limits.sort();
+        limits
     }
 
     fn members(&self) -> Vec<i32> {
@@ -386,6 +414,17 @@ impl Sweep {
             if group.is_dir() {
                 descend(group, &mut found);
             }
+        }
+        let containers = self.containers.lock();
+        let containers = containers.map_or_else(|_| Vec::new(), |containers| containers.clone());
+        if !containers.is_empty() {
+            let mut all = Vec::new();
+            descend(PathBuf::from("/sys/fs/cgroup"), &mut all);
+            all.retain(|group| {
+                let group = group.to_string_lossy();
+                containers.iter().any(|container| group.contains(container))
+            });
+            found.extend(all);
         }
         found
     }

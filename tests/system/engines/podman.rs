@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::cgroups::OneVersion;
 use super::ground::{COUNTER, Environment, Ground};
 use super::runtime::Program;
+use super::services::{services, takes};
 use super::{Engine, Status};
 use crate::support::{Outcome, reap_orphans, text, until, with_argument};
 
@@ -25,6 +26,9 @@ pub(crate) struct Podman {
 
 impl Podman {
     pub(crate) fn over(program: Program, environment: Environment) -> Result<Self, String> {
+        if services() {
+            return Self::of_service(program, environment);
+        }
         let needed = program.needs()?;
         let mut ground = Ground::new("podman", environment)?;
         let configuration = ground.path("containers.conf");
@@ -42,6 +46,30 @@ impl Podman {
         Ok(podman)
     }
 
+    fn of_service(program: Program, environment: Environment) -> Result<Self, String> {
+        takes(&environment)?;
+        let podman = Self {
+            program,
+            ground: Ground::new("podman", environment)?,
+            container: None,
+            _needed: None,
+        };
+        let exists = ["image", "exists", IMAGE].map(str::to_owned);
+        if podman.run(&exists).is_err() {
+            let archive = podman.ground.make_archive()?;
+            podman.run(&["import", &archive, IMAGE].map(str::to_owned))?;
+        }
+        Ok(podman)
+    }
+
+    /// The group of its containers, unless Podman's own choice is what is tested.
+    fn group(&self) -> Vec<String> {
+        match services() {
+            true => Vec::new(),
+            false => vec!["--cgroup-parent".to_owned(), self.ground.group()],
+        }
+    }
+
     /// The id of the container.
     pub(crate) fn container(&self) -> &str {
         self.container.as_deref().unwrap_or(&self.ground.id)
@@ -49,6 +77,7 @@ impl Podman {
 
     /// The container is this one from now on.
     pub(crate) fn is_called(&mut self, id: &str) {
+        self.ground.holds(id);
         self.container = Some(id.to_owned());
     }
 
@@ -58,11 +87,17 @@ impl Podman {
 
     /// Where Podman keeps everything, and where the runtime has its records.
     pub(crate) fn storage(&self) -> PathBuf {
-        self.ground.path("storage")
+        match services() {
+            true => "/var/lib/containers/storage".into(),
+            false => self.ground.path("storage"),
+        }
     }
 
     pub(crate) fn runtime_root(&self) -> PathBuf {
-        self.ground.path("runtime")
+        match services() {
+            true => Path::new("/run").join(self.program.name()),
+            false => self.ground.path("runtime"),
+        }
     }
 
     /// Has the runtime remove its record of the container, which has ended.
@@ -87,19 +122,27 @@ impl Podman {
         options: &[&str],
         command: &[&str],
     ) -> Result<String, String> {
-        let group = self.ground.group();
-        let mut arguments = vec!["run", "--detach", "--cgroup-parent", &group];
+        let group = self.group();
+        let mut arguments = vec!["run", "--detach"];
+        arguments.extend(group.iter().map(String::as_str));
         arguments.extend(options);
         arguments.push(IMAGE);
         arguments.extend(command);
         let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
         let id = self.run(&arguments)?.trim().to_owned();
+        self.ground.holds(&id);
         self.container = Some(id.clone());
         Ok(id)
     }
 
     /// Has Podman listen.
     pub(crate) fn serve(&self) -> Result<Served, String> {
+        if services() {
+            return Ok(Served {
+                child: None,
+                socket: "/run/podman/podman.sock".into(),
+            });
+        }
         let socket = self.ground.path("podman.sock");
         let mut invocation = self.invocation();
         let url = format!("unix://{}", socket.display());
@@ -108,7 +151,7 @@ impl Podman {
         let complaints = fs::File::create(self.ground.path("service")).map_err(text)?;
         command.stdout(Stdio::null()).stderr(complaints);
         let served = Served {
-            child: command.spawn().map_err(text)?,
+            child: Some(command.spawn().map_err(text)?),
             socket,
         };
         until("Podman listens", || {
@@ -120,14 +163,16 @@ impl Podman {
 
 /// A Podman that listens.
 pub(crate) struct Served {
-    child: Child,
+    child: Option<Child>,
     pub(crate) socket: PathBuf,
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -148,6 +193,10 @@ impl Engine for Podman {
 
     fn invocation(&self) -> Vec<String> {
         let mut invocation = vec!["podman".to_owned()];
+        if services() {
+            invocation.extend(["--runtime", self.program.name()].map(str::to_owned));
+            return invocation;
+        }
         for (option, directory) in [
             ("--root", "storage"),
             ("--runroot", "run"),
@@ -164,23 +213,9 @@ impl Engine for Podman {
     }
 
     fn start(&mut self) -> Outcome {
-        let (group, volume) = (self.ground.group(), self.ground.volume());
-        let options = [
-            "--name",
-            &self.ground.id,
-            "--network",
-            "none",
-            "--cgroup-parent",
-            &group,
-            "--volume",
-            &volume,
-        ];
-        let mut arguments = vec!["run", "--detach"];
-        arguments.extend(options);
-        arguments.push(IMAGE);
-        arguments.extend(COUNTER);
-        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
-        self.container = Some(self.run(&arguments)?.trim().to_owned());
+        let (name, volume) = (self.ground.id.clone(), self.ground.volume());
+        let options = ["--name", &name, "--network", "none", "--volume", &volume];
+        self.run_container(&options, &COUNTER)?;
         self.ground.counts()
     }
 

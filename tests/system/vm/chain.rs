@@ -1,12 +1,15 @@
 //! Pre-dumps and a dump, each on top of the one before, and a restore from all of them.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use criu_client::ImagesDir;
 use criu_client::options::{DumpOptions, PreDumpMode, PreDumpOptions, RestoreOptions};
 use serde_json::Value;
 
+use crate::contain;
+use crate::engines::Ground;
 use crate::interposed::CRIUCTL;
 use crate::roles::{ROUNDS_PAGES, begin_round, pages_of_round};
 use crate::support::*;
@@ -182,4 +185,44 @@ fn by_criuctl() -> Outcome {
     victim.end();
     reap_orphans();
     traces.unchanged()
+}
+
+/// The program whose memory changes from round to round, in a container of an engine that mounts it there.
+pub(crate) struct Rounds(PathBuf);
+
+impl Rounds {
+    /// With the options that mount all it needs.
+    pub(crate) fn in_container(ground: &Ground) -> Result<(Self, Vec<String>), String> {
+        let root = ground.path("program");
+        contain::fill_root(&root)?;
+        let mut options = Vec::new();
+        for name in [contain::PROGRAM, "usr", "lib", "lib64"] {
+            let here = std::fs::canonicalize(root.join(name)).map_err(text)?;
+            options.push("--volume".to_owned());
+            options.push(format!("{}:/{name}", here.display()));
+        }
+        Ok((Self(ground.path("data/count")), options))
+    }
+
+    pub(crate) fn command() -> [String; 5] {
+        let program = format!("/{}", contain::PROGRAM);
+        [&program, "--victim", "/data/count", "rounds", ""].map(str::to_owned)
+    }
+
+    pub(crate) fn begin(&self, round: usize) -> Outcome {
+        begin_round(&self.0, round)?;
+        self.is_well()
+    }
+
+    /// Goes on with all its memory as it was.
+    pub(crate) fn is_well(&self) -> Outcome {
+        let count = || std::fs::read_to_string(&self.0).unwrap_or_default();
+        for _ in 0..2 {
+            let before = count();
+            until("it goes on", || count() != before)?;
+        }
+        let complaint = std::fs::read_to_string(self.0.with_extension("complaint"));
+        ensure!(complaint.is_err(), "{complaint:?}");
+        Ok(())
+    }
 }

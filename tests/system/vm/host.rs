@@ -6,15 +6,48 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::engines::use_services;
 use crate::interposed::CRIUCTL;
-use crate::runtimes;
 use crate::support::*;
+use crate::{docker, podman, runtimes};
 
 pub(crate) fn tests() -> Tests {
+    use_services();
     let mut tests = named("host/", &[("is an ordinary one", ordinary)]);
+    tests.extend(docker::host_tests());
+    tests.extend(podman::host_tests());
+    let again = [docker::tests(), podman::tests(), runtimes::tests()];
+    let again = again.into_iter().flatten();
+    tests.extend(again.filter(|(name, _)| AGAIN.contains(&name.as_str())));
     tests.extend(runtimes::systemd_tests());
     tests
 }
+
+/// What is done again with the machine's own engines: each minute counts where the processor is emulated. Left out are failures,
+/// and what the other machines have shown.
+const AGAIN: [&str; 21] = [
+    "docker: a default container goes there and back as often as one likes",
+    "docker: its log and its terminal go on",
+    "docker: checkpoints of Docker's are restored, and ours by Docker",
+    "docker: a container left running is checkpointed twice, and a paused one",
+    "docker: processes, files and what an annotation says are there again",
+    "docker: the host's network",
+    "docker: a read-only root",
+    "docker: limits",
+    "docker: a volume and shared memory",
+    "podman+crun: a container goes there and back, and is Podman's again",
+    "podman+crun: a container left running is checkpointed twice",
+    "podman+crun: Podman restores what we checkpointed",
+    "podman+crun: we restore what Podman checkpointed",
+    "podman+crun: a terminal, processes, files in memory and limits are restored",
+    "podman+crun: a paused container is checkpointed",
+    "podman+crun: addresses, a published port and a connection survive",
+    "podman+crun: the host's network is kept",
+    "podman+runc: we restore what Podman checkpointed",
+    "podman+runc: a terminal, processes, files in memory and limits are restored",
+    "runc: a terminal comes over the console socket",
+    "crun: the runtime restores what we checkpointed",
+];
 
 /// The machine is what the rest of these tests take it for.
 fn ordinary() -> Outcome {
