@@ -106,7 +106,7 @@ fn restored_against_odds() -> Outcome {
     })
 }
 
-/// By docker-default, unless the user asks for no profile of Docker's; then by what runc itself is confined by.
+/// By docker-default, unless the user asks for none.
 fn confined() -> Outcome {
     with_docker(|yard| {
         for (options, by_docker) in [
@@ -130,7 +130,12 @@ fn confined() -> Outcome {
             yard.checkpoint(&images)?;
             yard.restore(&images)?;
             let now = profile()?;
-            ensure!(now == before, "{before} became {now}");
+            // What was unconfined comes back under the profile of runc, which restores it and confines nothing.
+            let is_free = |profile: &str| ["unconfined", "runc (unconfined)"].contains(&profile);
+            ensure!(
+                now == before || is_free(&now) && is_free(&before),
+                "{before} became {now}"
+            );
             yard.remove()?;
         }
         Ok(())
