@@ -19,7 +19,7 @@ use super::hooks::CliHooks;
 use super::output::{Output, pages, time};
 use super::signals::{Interrupts, state_of};
 use super::target::Target;
-use super::{container, docker, podman, report};
+use super::{container, docker, lxc, podman, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -61,6 +61,7 @@ pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<Ex
     };
     match engine {
         EngineKind::Podman => podman::checkpoint(context, checkpoint, id).await,
+        EngineKind::Lxc => lxc::checkpoint(context, checkpoint, id).await,
         EngineKind::Crun => {
             let crun = checkpoint.containers.crun();
             container::checkpoint(context, checkpoint, &crun, id).await

@@ -38,7 +38,7 @@ Examples:
   criuctl checkpoint docker:web --image-path /var/tmp/web
   criuctl checkpoint podman:web --image-path /var/tmp/web")]
 pub(super) struct Checkpoint {
-    /// What to checkpoint: pid:N, runc:ID, crun:ID, docker:ID, podman:ID, or an ID that is looked for in all of them
+    /// What to checkpoint: pid:N, runc:ID, crun:ID, docker:ID, podman:ID, lxc:NAME, or an ID that is looked for in all of them
     #[arg(value_name = "TARGET")]
     pub(super) target: Target,
 

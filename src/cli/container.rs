@@ -89,7 +89,7 @@ impl Containers {
             };
             !runtime.load(id).as_ref().is_err_and(unknown)
         }
-        let (runc, crun) = (self.runc(), self.crun());
+        let (runc, crun, lxc) = (self.runc(), self.crun(), self.lxc());
         // What it says when it has none.
         let of_docker = match self.docker() {
             Err(failure) => Err(failure.summary()),
@@ -110,15 +110,20 @@ impl Containers {
             (EngineKind::Crun, has(&crun, id) && !is_podmans),
             (EngineKind::Docker, of_docker.is_ok()),
             (EngineKind::Podman, !of_podman.is_empty()),
+            (
+                EngineKind::Lxc,
+                lxc.path().join(id).join("config").is_file(),
+            ),
         ]
         .into_iter()
         .filter_map(|(engine, has)| has.then_some(engine))
         .collect();
         let looked = format!(
-            "{} (runc), {} (crun), {} (podman) and docker{}",
+            "{} (runc), {} (crun), {} (podman), {} (lxc) and docker{}",
             runc.root().display(),
             crun.root().display(),
             self.podman_root().display(),
+            lxc.path().display(),
             of_docker
                 .err()
                 .map(|why| format!(" ({why})"))
@@ -133,7 +138,7 @@ impl Containers {
             [] => Err(Failure::input(format!(
                 "there is no such container {id:?} in {looked}"
             ))
-            .hint("`criuctl list` shows the names there are; containers of another --root need --runc-root, --crun-root or --podman-root here")),
+            .hint("`criuctl list` shows the names there are; containers of another --root need --runc-root, --crun-root, --podman-root or --lxc-path here")),
             _ => Err(Failure::input(format!(
                 "there are several containers {id:?}, in {looked}"
             ))
@@ -163,7 +168,7 @@ pub(super) fn engine_of_images(
             "{path} does not say which runtime the container {id:?} is for"
         ))
         .hint(format!(
-            "write runc:{id}, crun:{id}, docker:{id} or podman:{id}"
+            "write runc:{id}, crun:{id}, docker:{id}, podman:{id} or lxc:{id}"
         ))
     })
 }
@@ -184,6 +189,7 @@ pub(super) fn refuse_roots(containers: &Containers) -> Result<(), Failure> {
         ("--runc-root", containers.runc_root.is_some()),
         ("--crun-root", containers.crun_root.is_some()),
         ("--podman-root", containers.podman_root.is_some()),
+        ("--lxc-path", containers.lxc_path.is_some()),
     ];
     match given.into_iter().find(|(_, given)| *given) {
         Some((option, _)) => Err(not_for_processes(option)),
@@ -192,8 +198,9 @@ pub(super) fn refuse_roots(containers: &Containers) -> Result<(), Failure> {
 }
 
 pub(super) fn not_for_processes(option: &str) -> Failure {
-    Failure::usage(format!("{option} is for containers"))
-        .hint("leave it out, or write runc:ID, crun:ID, docker:ID or podman:ID as the target")
+    Failure::usage(format!("{option} is for containers")).hint(
+        "leave it out, or write runc:ID, crun:ID, docker:ID, podman:ID or lxc:NAME as the target",
+    )
 }
 
 pub(super) async fn checkpoint<E: Engine>(

@@ -35,6 +35,10 @@ pub(super) struct Containers {
     /// [default: /var/lib/containers/storage]
     #[arg(long, value_name = "DIR", value_parser = values::path)]
     pub(super) podman_root: Option<PathBuf>,
+
+    /// Where LXC keeps its containers, as its own --lxcpath [default: /var/lib/lxc]
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    pub(super) lxc_path: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

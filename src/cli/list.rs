@@ -12,7 +12,7 @@ use super::Context;
 use super::container_args::Containers;
 use super::failure::Failure;
 
-/// List the containers of runc, crun, Docker and Podman on this host
+/// List the containers of runc, crun, Docker, Podman and LXC on this host
 ///
 /// Says of each whether it can be checkpointed, as far as its record tells, and if not, or only with --leave-running, why.
 #[derive(Debug, Args)]
@@ -52,6 +52,7 @@ pub(super) async fn run(context: &Context, list: &List) -> Result<ExitCode, Fail
         listed
     });
     listed.extend(of_docker(context, list).await);
+    listed.extend(or_told(list.containers.lxc().list()));
     let entries: Vec<Entry> = listed
         .into_iter()
         .map(|listed| Entry {

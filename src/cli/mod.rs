@@ -17,6 +17,7 @@ mod features;
 mod hooks;
 mod interpose;
 mod list;
+mod lxc;
 mod man;
 mod options;
 mod output;

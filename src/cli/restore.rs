@@ -27,7 +27,7 @@ use super::output::{Output, pages, time};
 use super::restore_args::Restore;
 use super::signals::{Attendant, Interrupts, state_of};
 use super::target::Target;
-use super::{container, docker, podman, report};
+use super::{container, docker, lxc, podman, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -55,6 +55,7 @@ pub(super) async fn run(context: &Context, restore: &Restore) -> Result<ExitCode
     };
     match engine {
         EngineKind::Podman => podman::restore(context, restore, id).await,
+        EngineKind::Lxc => lxc::restore(context, restore, id).await,
         EngineKind::Crun => {
             let crun = restore.containers.crun();
             container::restore(context, restore, &crun, id).await

@@ -36,7 +36,7 @@ Examples:
   criuctl restore docker:web --image-path /var/tmp/web
   criuctl restore podman:web --image-path /var/tmp/web")]
 pub(super) struct Restore {
-    /// What to restore: pid:N (the root of the tree in the images), runc:ID, crun:ID, docker:ID, podman:ID, or an ID for
+    /// What to restore: pid:N (the root of the tree in the images), runc:ID, crun:ID, docker:ID, podman:ID, lxc:NAME, or an ID for
     /// a container of the engine that the checkpoint names [default: the process tree in the images]
     #[arg(value_name = "TARGET")]
     pub(super) target: Option<Target>,

@@ -1,4 +1,4 @@
-//! What is checkpointed or restored: `pid:N`, `runc:ID`, `crun:ID`, `docker:ID`, `podman:ID`, or a bare ID.
+//! What is checkpointed or restored: `pid:N`, `runc:ID`, `crun:ID`, `docker:ID`, `podman:ID`, `lxc:NAME`, or a bare ID.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,19 +14,16 @@ pub(super) enum Target {
     Container(Option<EngineKind>, String),
 }
 
-/// Engines whose containers have a name in this grammar but cannot be handled yet.
-const OTHER_ENGINES: [&str; 1] = ["lxc"];
-
 impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
-            return Err("write pid:N, runc:ID, crun:ID, docker:ID or podman:ID".into());
+            return Err("write pid:N, runc:ID, crun:ID, docker:ID, podman:ID or lxc:NAME".into());
         }
         if text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!(
-                "for a process write pid:{text}, for a container of that name runc:{text}, crun:{text}, docker:{text} or podman:{text}"
+                "for a process write pid:{text}, for a container of that name runc:{text}, crun:{text}, docker:{text}, podman:{text} or lxc:{text}"
             ));
         }
         match text.split_once(':') {
@@ -48,11 +45,11 @@ impl FromStr for Target {
             Some(("podman", id)) => {
                 container_id(id).map(|id| Self::Container(Some(EngineKind::Podman), id))
             }
-            Some((engine, _)) if OTHER_ENGINES.contains(&engine) => Err(format!(
-                "{engine} is not supported by this version: only pid:N, runc:ID, crun:ID, docker:ID and podman:ID are"
-            )),
+            Some(("lxc", id)) => {
+                container_id(id).map(|id| Self::Container(Some(EngineKind::Lxc), id))
+            }
             Some((engine, _)) => Err(format!(
-                "{engine:?} is no kind of target: write pid:N, runc:ID, crun:ID, docker:ID or podman:ID"
+                "{engine:?} is no kind of target: write pid:N, runc:ID, crun:ID, docker:ID, podman:ID or lxc:NAME"
             )),
             None => container_id(text).map(|id| Self::Container(None, id)),
         }
@@ -97,6 +94,7 @@ mod tests {
         assert_eq!(parse("crun:w"), container(Some(EngineKind::Crun), "w"));
         assert_eq!(parse("podman:w"), container(Some(EngineKind::Podman), "w"));
         assert_eq!(parse("web_1.a"), container(None, "web_1.a"));
+        assert_eq!(parse("lxc:w"), container(Some(EngineKind::Lxc), "w"));
         assert_eq!(parse("docker:w"), container(Some(EngineKind::Docker), "w"));
         for text in [
             "pid:4711",
@@ -104,6 +102,7 @@ mod tests {
             "crun:w",
             "docker:w",
             "podman:w",
+            "lxc:w",
             "web_1.a",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
@@ -113,11 +112,6 @@ mod tests {
     #[test]
     fn refusals_say_what_to_write() {
         assert!(parse("4711").unwrap_err().contains("pid:4711"));
-        assert!(
-            parse("lxc:web")
-                .unwrap_err()
-                .contains("not supported by this version")
-        );
         assert!(parse("rkt:web").unwrap_err().contains("runc:ID"));
         for wrong in [
             "", "pid:", "pid:0", "pid:-1", "pid:x", "runc:", "crun:", "runc:..", "a/b", "runc:a b",

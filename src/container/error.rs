@@ -9,7 +9,6 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 #[cfg(feature = "engine")]
 use super::http::ApiError;
 use super::model::{EngineKind, Status};
-#[cfg(feature = "engine")]
 use crate::diagnosis::Findings;
 
 /// The result of everything here that can fail.
@@ -145,6 +144,16 @@ pub enum ErrorKind {
         /// What CRIU's log says, if it could be read before the engine removed it.
         findings: Option<Box<Findings>>,
     },
+    /// The program by which an engine restores has failed.
+    #[error("{} failed: {said}", program.display())]
+    ProgramRestore {
+        /// The program.
+        program: PathBuf,
+        /// What it said.
+        said: String,
+        /// What CRIU's log says.
+        findings: Option<Box<Findings>>,
+    },
     /// A system call or a file failed.
     #[error("{doing} failed")]
     System {
@@ -217,10 +226,11 @@ impl Error {
     }
 
     /// What the log of an engine's own restore says, where that failed.
-    #[cfg(feature = "engine")]
     #[must_use]
     pub fn findings(&self) -> Option<&Findings> {
         match &self.inner.kind {
+            ErrorKind::ProgramRestore { findings, .. } => findings.as_deref(),
+            #[cfg(feature = "engine")]
             ErrorKind::EngineRestore { findings, .. } => findings.as_deref(),
             _ => None,
         }
@@ -248,6 +258,7 @@ impl Error {
             ErrorKind::Api(_) => "api",
             #[cfg(feature = "engine")]
             ErrorKind::EngineRestore { .. } => "engine-restore",
+            ErrorKind::ProgramRestore { .. } => "engine-restore",
             ErrorKind::System { .. } => "system",
             ErrorKind::Criu(_) => "criu",
         }
@@ -265,6 +276,15 @@ impl Error {
             {
                 Some(of_engine(*engine, kind, id))
             }
+            ErrorKind::Unknown { .. } if *engine == EngineKind::Lxc => Some(
+                "`lxc-ls` shows the names there are; containers of another --lxcpath need that path here as well".into(),
+            ),
+            ErrorKind::NotRunning { .. } if *engine == EngineKind::Lxc => Some(format!(
+                "there are no processes to checkpoint; `lxc-start {id}` starts it anew"
+            )),
+            ErrorKind::Exists { .. } if *engine == EngineKind::Lxc => Some(format!(
+                "it is restored only when it is stopped: `lxc-stop {id}` ends what it does now"
+            )),
             ErrorKind::Ambiguous { .. } => Some("write more of the id".into()),
             ErrorKind::Unknown { .. } => Some(format!(
                 "`{engine} list` shows the names there are; containers of another --root need that root here as well"
@@ -334,7 +354,6 @@ impl Serialize for Error {
         map.serialize_entry("remedy", &self.remedy())?;
         map.serialize_entry("leftBehind", &self.inner.left_behind)?;
         map.serialize_entry("criu", &self.criu())?;
-        #[cfg(feature = "engine")]
         map.serialize_entry("findings", &self.findings())?;
         map.end()
     }

@@ -59,7 +59,7 @@ impl<E: Engine> Runtime<E> {
 }
 
 /// The names that containers can have, sorted.
-fn names(root: &Path) -> io::Result<Vec<String>> {
+pub(super) fn names(root: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,

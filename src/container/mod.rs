@@ -2,8 +2,8 @@
 //! knows.
 //!
 //! Owns what an engine does around CRIU: which resources are external and by what name, the root file system's mount,
-//! mount points, control groups, the loopback interface, the record. It never runs an engine's program and never
-//! parses what one prints: it reads and writes the engines' own files, `/proc`, and the control groups' file systems, and
+//! mount points, control groups, the loopback interface, the record. It runs no engine's program, but LXC's, which
+//! has nothing else to be asked by, and parses nothing that one prints: it reads and writes the engines' own files, `/proc`, and the control groups' file systems, and
 //! asks daemons over their APIs.
 //!
 //! ```text
@@ -32,6 +32,8 @@ mod error;
 #[cfg(feature = "engine")]
 mod http;
 mod list;
+#[cfg(feature = "engine")]
+pub mod lxc;
 mod model;
 mod mounts;
 mod network;

@@ -26,6 +26,8 @@ pub enum EngineKind {
     Podman,
     /// Docker, over one of the others.
     Docker,
+    /// LXC.
+    Lxc,
 }
 
 impl fmt::Display for EngineKind {
@@ -35,6 +37,7 @@ impl fmt::Display for EngineKind {
             Self::Crun => "crun",
             Self::Podman => "podman",
             Self::Docker => "docker",
+            Self::Lxc => "lxc",
         })
     }
 }

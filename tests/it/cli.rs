@@ -274,8 +274,11 @@ fn targets_are_refused_with_what_to_write() {
         ("pid:0", "pid:4711"),
         ("docker:we/b", "letters"),
         ("podman:we/b", "letters"),
-        ("lxc:web", "not supported by this version"),
-        ("rkt:web", "pid:N, runc:ID, crun:ID, docker:ID or podman:ID"),
+        ("lxc:we/b", "letters"),
+        (
+            "rkt:web",
+            "pid:N, runc:ID, crun:ID, docker:ID, podman:ID or lxc:NAME",
+        ),
         ("../web", "letters"),
     ] {
         fails(

@@ -3,6 +3,7 @@
 
 pub(crate) mod chain;
 pub(crate) mod host;
+pub(crate) mod lxc;
 pub(crate) mod pair;
 pub(crate) mod users;
 

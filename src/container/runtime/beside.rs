@@ -23,7 +23,7 @@ use crate::image::INVENTORY;
 type Result<T> = std::result::Result<T, ErrorKind>;
 
 /// Whose container the images are of, and what the dump was asked.
-const SAVED_PLAN: &str = "criuctl-container.json";
+pub(in crate::container) const SAVED_PLAN: &str = "criuctl-container.json";
 /// What the standard descriptors were.
 pub(super) const DESCRIPTORS: &str = "descriptors.json";
 /// The copies that one runtime or another has of its own.

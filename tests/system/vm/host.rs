@@ -13,6 +13,7 @@ use crate::support::*;
 pub(crate) fn tests() -> Tests {
     let mut tests = named("host/", &[("is an ordinary one", ordinary)]);
     tests.extend(runtimes::systemd_tests());
+    tests.extend(super::lxc::tests());
     tests
 }
 
