@@ -326,6 +326,13 @@ impl Error {
         )
     }
 
+    /// Names no log, because that is removed.
+    #[cfg(feature = "archive")]
+    pub(crate) fn without_log(mut self) -> Self {
+        self.record.log = None;
+        self
+    }
+
     /// Adds the known cause behind it.
     pub(crate) fn with_findings(mut self, findings: Findings) -> Self {
         self.record.findings = Some(findings);

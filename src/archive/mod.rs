@@ -8,7 +8,12 @@
 //! ```
 
 mod error;
+mod export;
 mod read;
+mod tree;
+mod write;
 
 pub use error::ArchiveError;
+pub use export::{Export, ExportError, Exported};
 pub use read::{Archive, Compression, Limits, Member, MemberKind};
+pub use write::{Compress, MANIFEST, Written};

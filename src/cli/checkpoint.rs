@@ -19,7 +19,8 @@ use super::hooks::CliHooks;
 use super::output::{Output, pages, time};
 use super::signals::{Interrupts, state_of};
 use super::target::Target;
-use super::{container, docker, podman, report};
+use super::values::Compress;
+use super::{container, docker, export, podman, report};
 
 /// The result.
 #[derive(Serialize)]
@@ -35,6 +36,14 @@ struct Checkpointed<'a, R> {
 pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<ExitCode, Failure> {
     // Wrong usage is told to whoever may use it.
     checkpoint.page_server()?;
+    if checkpoint.archive.export.is_none()
+        && matches!(checkpoint.dump_images.compress, Some(Compress::Archive(_)))
+    {
+        return Err(
+            Failure::usage("--compress: there is no archive to compress so")
+                .hint("name one with --export; pages are compressed with off or lz4"),
+        );
+    }
     context.demand_root(checkpoint.security.unprivileged)?;
     if checkpoint.dump_memory.lazy_pages {
         context.output.warn(
@@ -48,6 +57,9 @@ pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<Ex
                 return Err(container::not_for_processes("--for"));
             }
             match checkpoint.dump_memory.pre_dump {
+                _ if checkpoint.archive.export.is_some() => {
+                    export::process(context, checkpoint, *pid).await
+                }
                 true => pre_dump(context, checkpoint, *pid).await,
                 false => dump(context, checkpoint, *pid).await,
             }?;
@@ -60,6 +72,13 @@ pub(super) async fn run(context: &Context, checkpoint: &Checkpoint) -> Result<Ex
         None => checkpoint.containers.engine_of(id).await?,
     };
     match engine {
+        EngineKind::Podman if checkpoint.archive.export.is_some() => {
+            export::podman(context, checkpoint, id).await
+        }
+        _ if checkpoint.archive.export.is_some() => Err(Failure::usage(format!(
+            "--export: containers of {engine} cannot be exported by this version"
+        ))
+        .hint("give --image-path, and a directory")),
         EngineKind::Podman => podman::checkpoint(context, checkpoint, id).await,
         EngineKind::Crun => {
             let crun = checkpoint.containers.crun();
@@ -146,7 +165,7 @@ async fn pre_dump(context: &Context, checkpoint: &Checkpoint, pid: i32) -> Resul
 }
 
 /// The library says the same, but not that it was the command line that was wrong.
-fn there_is(pid: i32) -> Result<(), Failure> {
+pub(super) fn there_is(pid: i32) -> Result<(), Failure> {
     match Path::new(&format!("/proc/{pid}")).exists() {
         true => Ok(()),
         false => Err(Failure::input(format!("there is no process {pid}"))

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use criu_client::options::{
     DumpOptions, ExternalOnDump, Leave, NetworkLock, PageTransport, PreDumpMode, PreDumpOptions,
@@ -13,6 +13,7 @@ use criu_client::options::{
 use super::container_args::{CheckpointContainers, Containers};
 use super::descriptors::inherited;
 use super::dry_run::DryRun;
+use super::export::ExportArgs;
 use super::failure::Failure;
 use super::options::{
     Cgroups, CriuArgs, CriuMore, Files, Images, LogArgs, Mounts, Namespaces, Network, Security,
@@ -26,6 +27,7 @@ use super::values::{self, Compress, HostPort, compression};
 /// The tasks are ended when their images are complete, unless they are to be left running or stopped. Whatever goes
 /// wrong before that, they run on as before.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("into").required(true).args(["image_path", "archive"]))]
 #[command(after_long_help = "\
 Examples:
   criuctl checkpoint pid:4711 --image-path /var/tmp/images
@@ -36,7 +38,8 @@ Examples:
   criuctl checkpoint runc:web --image-path /var/tmp/web
   criuctl checkpoint crun:web --image-path /var/tmp/web
   criuctl checkpoint docker:web --image-path /var/tmp/web
-  criuctl checkpoint podman:web --image-path /var/tmp/web")]
+  criuctl checkpoint podman:web --image-path /var/tmp/web
+  criuctl checkpoint podman:web --export /var/tmp/web.tar.zst")]
 pub(super) struct Checkpoint {
     /// What to checkpoint: pid:N, runc:ID, crun:ID, docker:ID, podman:ID, or an ID that is looked for in all of them
     #[arg(value_name = "TARGET")]
@@ -48,6 +51,8 @@ pub(super) struct Checkpoint {
     pub(super) containers: Containers,
     #[command(flatten)]
     pub(super) checkpoint_containers: CheckpointContainers,
+    #[command(flatten)]
+    pub(super) archive: ExportArgs,
     #[command(flatten)]
     pub(super) images: Images,
     #[command(flatten)]
@@ -95,8 +100,9 @@ pub(super) struct DumpImages {
     #[arg(long, visible_alias = "prev-images-dir", value_name = "DIR")]
     pub(super) parent_path: Option<PathBuf>,
 
-    /// Compress pages: off, or LZ4 blocks (CRIU 4.3, where it was built with LZ4)
-    #[arg(long, value_name = "METHOD", num_args = 0..=1, require_equals = true, default_missing_value = "lz4", value_enum)]
+    /// Compress an archive: none, gzip, zstd (the default), or zstd:LEVEL from 1 to 19; or pages: off, or lz4, which is the
+    /// same as no value (CRIU 4.3, where it was built with LZ4)
+    #[arg(long, short = 'c', value_name = "METHOD", num_args = 0..=1, default_missing_value = "lz4", value_parser = values::compress)]
     pub(super) compress: Option<Compress>,
 
     /// Trade size for speed: 1 to 65537, higher is faster and larger

@@ -42,7 +42,7 @@ struct Planned<'a> {
 
 /// What can be told of the images directory before it is made.
 pub(super) fn images_to_plan(checkpoint: &Checkpoint) -> Result<&Path, Failure> {
-    let path = &checkpoint.images.image_path;
+    let path = checkpoint.images.path();
     ImagesDir::missing(path).map_err(|error| {
         Failure::input(format!("{} cannot be the images directory", path.display()))
             .caused_by(error)
@@ -66,12 +66,12 @@ pub(super) fn tell_checkpoint(
     let plan = Plan::new(plan.request, steps, plan.notes);
     let planned = Planned {
         target,
-        images_dir: &checkpoint.images.image_path,
+        images_dir: checkpoint.images.path(),
         pre_dump: Some(checkpoint.dump_memory.pre_dump),
         plan: &plan,
     };
     context.output.result("CheckpointPlan", &planned, || {
-        let into = checkpoint.images.image_path.display();
+        let into = checkpoint.images.path().display();
         text(
             &plan,
             &format!("{} would be checkpointed into {into}", planned.target),
@@ -96,12 +96,12 @@ pub(super) fn tell_restore(
     let plan = Plan::new(plan.request, steps, plan.notes);
     let planned = Planned {
         target,
-        images_dir: &restore.images.image_path,
+        images_dir: restore.images.path(),
         pre_dump: None,
         plan: &plan,
     };
     context.output.result("RestorePlan", &planned, || {
-        let from = restore.images.image_path.display();
+        let from = restore.images.path().display();
         text(
             &plan,
             &format!("{} would be restored from {from}", planned.target),

@@ -12,6 +12,7 @@ mod descriptors;
 mod docker;
 mod dry_run;
 mod explain;
+mod export;
 mod failure;
 mod features;
 mod hooks;

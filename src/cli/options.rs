@@ -21,7 +21,7 @@ use super::values::{self, CgroupRoot, EmptyNetwork, Hook, PluginOption};
 pub(super) struct Images {
     /// Directory of the images; a checkpoint makes it if it is missing
     #[arg(long, short = 'D', visible_alias = "images-dir", value_name = "DIR", value_parser = values::path)]
-    pub(super) image_path: PathBuf,
+    pub(super) image_path: Option<PathBuf>,
 
     /// Directory for logs, statistics and the lazy-pages socket [default: that of the images]
     #[arg(long, short = 'W', visible_alias = "work-dir", value_name = "DIR", value_parser = values::path)]
@@ -38,6 +38,13 @@ pub(super) struct Images {
     /// How page images are written and read (CRIU 4.3)
     #[arg(long, value_name = "MODE", value_parser = values::words(ImageIoMode::ALL, ImageIoMode::as_str))]
     pub(super) image_io_mode: Option<ImageIoMode>,
+}
+
+impl Images {
+    /// Where they are; there is none beside an archive.
+    pub(super) fn path(&self) -> &Path {
+        self.image_path.as_deref().unwrap_or(Path::new(""))
+    }
 }
 
 /// Tasks: checkpoint and restore.

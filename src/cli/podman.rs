@@ -102,7 +102,7 @@ impl Containers {
 }
 
 /// A service that was started is ended, whatever came of its work.
-async fn ended<T>(podman: &Podman, work: impl Future<Output = T>) -> T {
+pub(super) async fn ended<T>(podman: &Podman, work: impl Future<Output = T>) -> T {
     let done = work.await;
     podman.settled().await;
     done

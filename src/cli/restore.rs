@@ -148,7 +148,7 @@ pub(super) fn status(output: &Output, exit: Exit) -> ExitCode {
 
 /// The images directory, with what can be told of it before CRIU is asked.
 pub(super) fn images_to_read(restore: &Restore, wanted: Option<i32>) -> Result<ImagesDir, Failure> {
-    let path = &restore.images.image_path;
+    let path = restore.images.path();
     let images = ImagesDir::open(path).map_err(|error| {
         Failure::input(format!("{} is no images directory", path.display())).caused_by(error)
     })?;
@@ -241,13 +241,13 @@ pub(super) fn lazy_pages_are_served(restore: &Restore) -> Result<(), Failure> {
     let directory = restore
         .images
         .work_path
-        .as_ref()
-        .unwrap_or(&restore.images.image_path);
+        .as_deref()
+        .unwrap_or(restore.images.path());
     match directory.join("lazy-pages.socket").exists() {
         true => Ok(()),
         false => Err(Failure::input(format!("nobody serves lazy pages in {}", directory.display())).hint(format!(
             "start `criu lazy-pages -D {} -W {}` first, with --page-server --address --port if the source still has the memory",
-            restore.images.image_path.display(),
+            restore.images.path().display(),
             directory.display()
         ))),
     }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 
 use criu_client::options::{
     ExternalOnRestore, JoinNamespace, LsmProfile, NetworkLock, RestoreOptions,
@@ -25,6 +25,7 @@ use super::values::{self, Inherit, VethPair};
 /// Without --detach the restored process is a child of criuctl, which waits for it, passes signals on to it and ends
 /// with its status. Whatever goes wrong before the tasks run, none of them is left.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("from").required(true).args(["image_path"]))]
 #[command(after_long_help = "\
 Examples:
   criuctl restore --image-path /var/tmp/images

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use criu_client::archive;
 use criu_client::notify::Script;
 use criu_client::options::{Compression, InheritKey, InvalidOption, LogLevel, Lz4};
 
@@ -30,6 +31,12 @@ where
 pub(super) fn library<T: FromStr<Err = InvalidOption>>(text: &str) -> Parsed<T> {
     text.parse()
         .map_err(|error: InvalidOption| format!("{}: {}", error.problem(), error.remedy()))
+}
+
+/// Where large files are that are needed only for a while, as other programs have it.
+pub(super) fn scratch() -> PathBuf {
+    let given = std::env::var_os("TMPDIR").filter(|path| !path.is_empty());
+    given.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
 /// A length of time: a number and a unit, `500ms`, `30s`, `1.5m`, `2h`.
@@ -333,13 +340,35 @@ pub(super) fn empty_ns(text: &str) -> Parsed<EmptyNetwork> {
     }
 }
 
-/// How `--compress` is written; its details are options of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+/// How `--compress` is written, which CRIU and Podman both have; details of LZ4 are options of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compress {
     /// Pages are stored as they are
     Off,
     /// Blocks of LZ4
     Lz4,
+    /// The archive as a whole.
+    Archive(archive::Compress),
+}
+
+/// A method of either.
+pub(super) fn compress(text: &str) -> Parsed<Compress> {
+    match text.split_once(':') {
+        None if text == "off" => Ok(Compress::Off),
+        None if text == "lz4" => Ok(Compress::Lz4),
+        None if text == "none" => Ok(Compress::Archive(archive::Compress::None)),
+        None if text == "gzip" => Ok(Compress::Archive(archive::Compress::Gzip)),
+        None if text == "zstd" => Ok(Compress::Archive(archive::Compress::default())),
+        Some(("zstd", level)) => match level.parse() {
+            Ok(level @ 1..=19) => Ok(Compress::Archive(archive::Compress::Zstd { level })),
+            _ => Err("the level of zstd is a number from 1 to 19".into()),
+        },
+        _ => Err(
+            "write none, gzip, zstd or zstd:LEVEL for an archive, off or lz4 for pages; if this is the target, write it \
+             before --compress"
+                .into(),
+        ),
+    }
 }
 
 /// The compression that three options ask for together.
@@ -358,7 +387,7 @@ pub(super) fn compression(
     match compress {
         Some(Compress::Off) => Some(Compression::Off),
         Some(Compress::Lz4) => Some(Compression::Lz4(lz4)),
-        None => None,
+        Some(Compress::Archive(_)) | None => None,
     }
 }
 

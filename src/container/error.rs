@@ -189,6 +189,17 @@ impl Error {
         self
     }
 
+    /// Names no log of CRIU's, because that is removed.
+    #[cfg(feature = "archive")]
+    pub(crate) fn without_log(mut self) -> Self {
+        let kind = std::mem::replace(&mut self.inner.kind, ErrorKind::InvalidId);
+        self.inner.kind = match kind {
+            ErrorKind::Criu(error) => ErrorKind::Criu(error.without_log()),
+            kind => kind,
+        };
+        self
+    }
+
     /// The engine that the container belongs to.
     #[must_use]
     pub fn engine(&self) -> EngineKind {

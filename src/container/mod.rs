@@ -37,12 +37,16 @@ mod mounts;
 mod network;
 pub mod oci;
 mod oci_hooks;
+#[cfg(feature = "archive")]
+pub(crate) mod parts;
 pub mod plan;
 #[cfg(feature = "engine")]
 pub mod podman;
 pub mod runc;
 pub mod runtime;
 
+#[cfg(feature = "archive")]
+pub(crate) use adopt::{Underway, Undoing};
 pub use cgroup::Scope;
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "engine")]

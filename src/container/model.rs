@@ -102,13 +102,13 @@ impl ProcessId {
     }
 
     /// The beginning of a name that tells whose a file or directory is; anything may follow.
-    #[cfg(feature = "engine")]
+    #[cfg(any(feature = "archive", feature = "engine"))]
     pub(crate) fn to_name(self, prefix: &str) -> String {
         format!("{prefix}{}-{}-", self.pid, self.start_time)
     }
 
     /// Whose a file or directory with this name is, if it was named so.
-    #[cfg(feature = "engine")]
+    #[cfg(any(feature = "archive", feature = "engine"))]
     pub(crate) fn of_name(prefix: &str, name: &std::ffi::OsStr) -> Option<Self> {
         let mut numbers = name.to_str()?.strip_prefix(prefix)?.splitn(3, '-');
         let known = Self {

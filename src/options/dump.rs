@@ -132,6 +132,12 @@ impl DumpOptions {
         self.network_lock
     }
 
+    /// Whether the tasks are gone after the dump.
+    #[cfg(feature = "archive")]
+    pub(crate) fn ends_tasks(&self) -> bool {
+        !matches!(self.leave, Some(Leave::Running | Leave::Stopped))
+    }
+
     pub(crate) fn keeps_connections(&self) -> bool {
         self.tree.tcp_established == Some(true)
     }

@@ -1,5 +1,6 @@
 //! Podman's containers: checkpointed and restored by us, and handed back and forth with Podman itself.
 
+mod archives;
 mod failures;
 mod fixture;
 mod journeys;
@@ -11,7 +12,7 @@ use crate::support::{Outcome, Tests};
 
 pub(crate) fn tests() -> Tests {
     type Test = (&'static str, fn(Program) -> Outcome);
-    let tests: [Test; 22] = [
+    let tests: [Test; 27] = [
         (
             "a container goes there and back, and is Podman's again",
             journeys::round_trip,
@@ -78,6 +79,26 @@ pub(crate) fn tests() -> Tests {
         (
             "a service is started when nobody listens",
             verbs::own_service,
+        ),
+        (
+            "Podman restores what we exported, with all that was changed",
+            archives::exported,
+        ),
+        (
+            "what Podman's own archive loses is in ours",
+            archives::beside_podmans_own,
+        ),
+        (
+            "an archive goes through a pipe, or the container runs on",
+            archives::through_a_pipe,
+        ),
+        (
+            "an export for which there is no room leaves nothing",
+            archives::no_room,
+        ),
+        (
+            "an export that is killed leaves it running",
+            archives::killed,
         ),
     ];
     let mut all: Tests = Vec::new();

@@ -163,8 +163,9 @@ impl Inspected {
         }
     }
 
-    /// Refuses a container that Podman would remove, or start anew, as soon as its processes have ended.
-    pub(super) fn stays_ended(&self) -> Result<()> {
+    /// Refuses a container that Podman would remove, or start anew, as soon as its processes have ended. It may be removed
+    /// when an archive has all of it.
+    pub(super) fn stays_ended(&self, archived: bool) -> Result<()> {
         let (id, config) = (&self.id, &self.host_config);
         if self.is_infra {
             return Err(ErrorKind::Policy(
@@ -172,10 +173,10 @@ impl Inspected {
                     .into(),
             ));
         }
-        if config.auto_remove {
+        if config.auto_remove && !archived {
             return Err(ErrorKind::Policy(
                 "Podman removes it (--rm) as soon as its processes have ended, so nothing would be left to restore: leave it \
-                 running"
+                 running, or export it"
                     .into(),
             ));
         }
@@ -248,6 +249,21 @@ impl Podman {
             }),
             _ => Err(error.into()),
         }
+    }
+
+    /// The same container with all that Podman tells of it.
+    #[cfg(feature = "archive")]
+    pub(super) async fn inspect_whole(&self, id: &str) -> Result<Value> {
+        let path = Self::containers(id, "json");
+        let request = Request::get(&path.each_ref().map(String::as_str));
+        Ok(self.ask(request).await?.json()?)
+    }
+
+    /// A volume.
+    #[cfg(feature = "archive")]
+    pub(super) async fn volume(&self, name: &str) -> Result<Value> {
+        let request = Request::get(&[VERSION, "libpod", "volumes", name, "json"]);
+        Ok(self.ask(request).await?.json()?)
     }
 
     /// The addresses of a container that runs, in the form that Podman keeps with a checkpoint: by network, what its

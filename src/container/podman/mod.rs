@@ -33,6 +33,8 @@ mod api;
 mod beneath;
 mod beside;
 mod list;
+#[cfg(feature = "archive")]
+mod parts;
 mod place;
 mod restore;
 mod service;
@@ -81,6 +83,41 @@ pub struct Podman {
     service: Arc<Mutex<Option<Service>>>,
     /// Restores that nobody waits for any more.
     undoing: Undoing,
+}
+
+/// What there is of a container after its checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remains {
+    /// It runs on.
+    Running,
+    #[cfg(feature = "archive")]
+    RunningAndInArchive,
+    /// Its images, for which Podman must keep the rest of it.
+    InImages,
+    /// An archive, which has all of it.
+    #[cfg(feature = "archive")]
+    InArchive,
+}
+
+impl Remains {
+    fn of_images(leave_running: bool) -> Self {
+        match leave_running {
+            true => Self::Running,
+            false => Self::InImages,
+        }
+    }
+
+    #[cfg(feature = "archive")]
+    fn of_archive(leave_running: bool) -> Self {
+        match leave_running {
+            true => Self::RunningAndInArchive,
+            false => Self::InArchive,
+        }
+    }
+
+    fn in_archive(self) -> bool {
+        !matches!(self, Self::Running | Self::InImages)
+    }
 }
 
 /// What is known before CRIU is asked.
@@ -182,7 +219,8 @@ impl Podman {
         leave_running: bool,
     ) -> Result<DumpPlan> {
         let plan = async {
-            let inspected = self.checkpointable(name, leave_running).await?;
+            let remains = Remains::of_images(leave_running);
+            let inspected = self.checkpointable(name, remains).await?;
             let beneath = Beneath::under_conmon(&inspected)?;
             if !leave_running {
                 loses_nothing(&inspected, &beneath)?;
@@ -216,7 +254,25 @@ impl Podman {
         hooks: impl Hooks,
         options: CheckpointOptions,
     ) -> Result<CheckpointReport> {
-        self.checkpointed(criu, name, images, hooks, options)
+        let remains = Remains::of_images(options.leaves_running());
+        self.checkpointed(criu, name, images, hooks, options, remains)
+            .instrument(EngineKind::Podman.span(name))
+            .await
+            .map_err(of(name))
+    }
+
+    /// The same without what Podman keeps beside a checkpoint, which `hooks` put into an archive.
+    #[cfg(feature = "archive")]
+    pub(crate) async fn checkpoint_for_archive(
+        &self,
+        criu: &Criu,
+        name: &str,
+        images: &ImagesDir,
+        hooks: impl Hooks,
+        options: CheckpointOptions,
+    ) -> Result<CheckpointReport> {
+        let remains = Remains::of_archive(options.leaves_running());
+        self.checkpointed(criu, name, images, hooks, options, remains)
             .instrument(EngineKind::Podman.span(name))
             .await
             .map_err(of(name))
@@ -229,12 +285,13 @@ impl Podman {
         images: &ImagesDir,
         hooks: impl Hooks,
         options: CheckpointOptions,
+        remains: Remains,
     ) -> std::result::Result<CheckpointReport, ErrorKind> {
         let Ready {
             inspected,
             beneath,
             kept,
-        } = self.ready(name, options.leaves_running()).await?;
+        } = self.ready(name, remains).await?;
         let conmon = ProcessId::of(inspected.state.conmon_pid);
         let hooks = Beside {
             inner: hooks,
@@ -272,11 +329,12 @@ impl Podman {
         let images = images.as_ref();
         let planned = async {
             let leave_running = options.leaves_running();
+            let remains = Remains::of_images(leave_running);
             let Ready {
                 inspected,
                 beneath,
                 kept,
-            } = self.ready(name, leave_running).await?;
+            } = self.ready(name, remains).await?;
             let owner = inspected.owner();
             let consumer = beneath.consumer(options.wanted_consumer());
             let options = options.consumer(consumer);
@@ -302,15 +360,22 @@ impl Podman {
     }
 
     /// Everything about a checkpoint that is Podman's, before CRIU is asked.
-    async fn ready(
-        &self,
-        name: &str,
-        leave_running: bool,
-    ) -> std::result::Result<Ready, ErrorKind> {
-        let inspected = self.checkpointable(name, leave_running).await?;
+    async fn ready(&self, name: &str, remains: Remains) -> std::result::Result<Ready, ErrorKind> {
+        let inspected = self.checkpointable(name, remains).await?;
         let beneath = Beneath::under_conmon(&inspected)?;
-        if !leave_running {
+        if remains == Remains::InImages {
             loses_nothing(&inspected, &beneath)?;
+        }
+        if remains.in_archive() {
+            let kept = Kept {
+                network: None,
+                shm: None,
+            };
+            return Ok(Ready {
+                inspected,
+                beneath,
+                kept,
+            });
         }
         let network = self.network_status(&inspected).await?;
         let network = network
@@ -339,7 +404,7 @@ impl Podman {
         options: PreDumpOptions,
     ) -> Result<dry_run::Plan> {
         let planned = async {
-            let inspected = self.checkpointable(name, true).await?;
+            let inspected = self.checkpointable(name, Remains::Running).await?;
             let beneath = Beneath::under_conmon(&inspected)?;
             beneath
                 .plan_pre_dump(criu, &inspected.id, images.as_ref(), options)
@@ -366,7 +431,7 @@ impl Podman {
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
         let pre_dumped = async {
-            let inspected = self.checkpointable(name, true).await?;
+            let inspected = self.checkpointable(name, Remains::Running).await?;
             let beneath = Beneath::under_conmon(&inspected)?;
             beneath.pre_dump(criu, &inspected.id, images, options).await
         };
@@ -380,15 +445,18 @@ impl Podman {
     async fn checkpointable(
         &self,
         name: &str,
-        leave_running: bool,
+        remains: Remains,
     ) -> std::result::Result<Inspected, ErrorKind> {
         let inspected = self.inspect(name).await?;
         if !inspected.is_up() {
             let status = inspected.status();
             return Err(ErrorKind::NotRunning { status });
         }
-        if !leave_running {
-            inspected.stays_ended()?;
+        match remains {
+            Remains::InImages => inspected.stays_ended(false)?,
+            #[cfg(feature = "archive")]
+            Remains::InArchive => inspected.stays_ended(true)?,
+            _ => {}
         }
         Ok(inspected)
     }
@@ -406,6 +474,7 @@ impl Podman {
             Ok(()) => match self.cleaned_up(&inspected.id, END).await {
                 Ok(now) if now.is_cleaned_up() => return None,
                 Ok(now) => format!("Podman has it as {}", now.state.status),
+                Err(ErrorKind::Unknown { .. }) if inspected.host_config.auto_remove => return None,
                 Err(ErrorKind::Unknown { .. }) => "Podman does not have it any more".to_owned(),
                 Err(kind) => kind.to_string(),
             },

@@ -37,7 +37,7 @@ impl CheckpointOptions {
     }
 
     #[cfg(feature = "engine")]
-    pub(in crate::container) fn leaves_running(&self) -> bool {
+    pub(crate) fn leaves_running(&self) -> bool {
         self.leave_running
     }
 
