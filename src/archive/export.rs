@@ -175,7 +175,7 @@ impl Export {
         self.undoing.done().await;
     }
 
-    /// Checkpoints a process tree. The archive has its images, and nobody but criuctl restores it.
+    /// Checkpoints a process tree. The archive has its images and nothing else.
     ///
     /// # The tasks
     /// They run on, whatever fails, unless all of the archive but its last few members was written: see [`ExportError::Unfinished`].

@@ -32,7 +32,7 @@ pub(super) struct ExportArgs {
     /// Put the checkpoint into this archive instead of a directory; - writes it to standard output
     ///
     /// It has the form of Podman's archives, with the memory and everything that the container has changed: its root, its volumes,
-    /// its /dev/shm. It appears when it is complete. `podman container restore --import` and `criuctl restore --import` take it.
+    /// its /dev/shm. It appears when it is complete. `podman container restore --import` takes it.
     #[arg(id = "archive", long = "export", short = 'e', value_name = "FILE", conflicts_with_all = ["image_path", "pre_dump", "lazy_pages", "page_server", "parent_path", "stream", "dry_run"])]
     pub(super) export: Option<PathBuf>,
 
