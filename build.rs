@@ -15,6 +15,7 @@ fn main() -> Result<()> {
         "proto/images/stats.proto",
         "proto/images/inventory.proto",
         "proto/images/pstree.proto",
+        "proto/images/mnt.proto",
     ];
     for proto in protos {
         println!("cargo:rerun-if-changed={proto}");

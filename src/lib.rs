@@ -30,6 +30,7 @@
 //!   (the [`diagnosis`] catalogue) a sentence and a remedy.
 //! - [`container`]: containers of an engine instead of processes.
 //! - [`dry_run`]: what an operation would do, as a value.
+//! - [`rootfs`]: what a container's root file system is made of, and mounting it again.
 //! - [`image`]: the few image files that a client reads.
 //!
 //! **The workload comes first.** A failed, cancelled or dropped operation leaves the tasks of a dump running and those of
@@ -51,6 +52,7 @@ pub mod image;
 pub mod interpose;
 pub mod notify;
 pub mod options;
+pub mod rootfs;
 mod rpc;
 mod sys;
 #[cfg(feature = "testing")]

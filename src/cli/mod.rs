@@ -12,6 +12,7 @@ mod descriptors;
 mod docker;
 mod dry_run;
 mod explain;
+mod external;
 mod failure;
 mod features;
 mod hooks;
@@ -114,6 +115,7 @@ enum Verb {
     List(list::List),
     Checkpoint(Box<checkpoint_args::Checkpoint>),
     Restore(Box<restore_args::Restore>),
+    External(Box<external::External>),
     PageServer(Box<page_server::PageServerArgs>),
     Trace(Box<trace::Trace>),
     Interpose(Box<interpose::Interpose>),
@@ -154,6 +156,11 @@ impl Context {
             (Some(name), None) => Criu::at(values::program_named(name).map_err(Failure::missing)?),
             (None, None) => Criu::find_in(&values::search_path())?,
         };
+        Ok(self.limited(criu.with_arguments(arguments)))
+    }
+
+    /// With the time limits of the command line.
+    fn limited(&self, criu: Criu) -> Criu {
         let mut limits = TimeLimits::default();
         if let Some(limit) = self.global.timeout {
             limits = limits.operation(limit);
@@ -161,7 +168,7 @@ impl Context {
         if let Some(limit) = self.global.hook_timeout {
             limits = limits.hook(limit);
         }
-        Ok(criu.with_arguments(arguments).with_limits(limits))
+        criu.with_limits(limits)
     }
 
     /// Says beforehand what CRIU would say in its own words later. A service has its own privileges.
@@ -224,6 +231,7 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::List(list) => list::run(context, &list).await,
         Verb::Checkpoint(checkpoint) => checkpoint::run(context, &checkpoint).await,
         Verb::Restore(restore) => restore::run(context, &restore).await,
+        Verb::External(external) => external::run(context, *external).await,
         Verb::PageServer(page_server) => page_server::run(context, &page_server).await,
         Verb::Trace(trace) => trace::run(context, &trace).await,
         Verb::Interpose(interpose) => interpose::run(context, &interpose).await,

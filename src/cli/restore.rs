@@ -54,6 +54,9 @@ pub(super) async fn run(context: &Context, restore: &Restore) -> Result<ExitCode
         }
     };
     restore.restore_containers.check_mode(engine)?;
+    if matches!(engine, EngineKind::Docker | EngineKind::Podman) {
+        super::external::runs_outside(id)?;
+    }
     match engine {
         EngineKind::Podman => podman::restore(context, restore, id).await,
         EngineKind::Crun => {

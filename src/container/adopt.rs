@@ -463,8 +463,7 @@ impl Undoing {
         limit: Option<Duration>,
         work: impl Future<Output = T> + Send + 'static,
     ) -> std::result::Result<T, ErrorKind> {
-        self.0.send_modify(|count| *count += 1);
-        let underway = Underway(self.clone());
+        let underway = self.begin();
         let working = tokio::spawn(
             async move {
                 let done = work.await;
@@ -491,6 +490,13 @@ impl Undoing {
         })
     }
 
+    /// Something that [`Undoing::done`] waits for until it is dropped.
+    #[cfg(feature = "engine")]
+    pub(crate) fn begin(&self) -> Underway {
+        self.0.send_modify(|count| *count += 1);
+        Underway(self.clone())
+    }
+
     pub(crate) async fn done(&self) {
         // Fails only when the sender is gone, which `self` keeps.
         let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
@@ -500,7 +506,7 @@ impl Undoing {
 /// Something that is waited for.
 #[cfg(feature = "engine")]
 #[derive(Debug)]
-struct Underway(Undoing);
+pub(crate) struct Underway(Undoing);
 
 #[cfg(feature = "engine")]
 impl Drop for Underway {

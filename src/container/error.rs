@@ -63,6 +63,16 @@ pub enum ErrorKind {
         /// The status of the one that has it.
         status: Status,
     },
+    /// It runs already, restored without its engine; or is being so.
+    #[error("it was restored without its engine before, and runs as process {pid}")]
+    RunsExternally {
+        /// Its first process, or that of the restore that is going on.
+        pid: i32,
+        /// The runtime that has it.
+        runtime: EngineKind,
+        /// That runtime's root.
+        root: PathBuf,
+    },
     /// The engine's record of the container cannot be used.
     #[error("{}: {problem}", path.display())]
     State {
@@ -145,6 +155,9 @@ pub enum ErrorKind {
         /// What CRIU's log says, if it could be read before the engine removed it.
         findings: Option<Box<Findings>>,
     },
+    /// The root file system cannot be put together.
+    #[error(transparent)]
+    Rootfs(#[from] crate::rootfs::Error),
     /// A system call or a file failed.
     #[error("{doing} failed")]
     System {
@@ -207,6 +220,12 @@ impl Error {
         &self.inner.kind
     }
 
+    /// Without the name, which somebody else knows.
+    #[cfg(feature = "engine")]
+    pub(crate) fn into_kind(self) -> ErrorKind {
+        self.inner.kind
+    }
+
     /// CRIU's error, where CRIU was asked and failed.
     #[must_use]
     pub fn criu(&self) -> Option<&crate::Error> {
@@ -226,8 +245,8 @@ impl Error {
         }
     }
 
-    /// A stable word for the kind: `unknown`, `ambiguous`, `invalid-id`, `not-running`, `exists`, `state`, `bundle`, `images`,
-    /// `cgroup`, `systemd`, `option`, `unsupported`, `policy`, `api`, `engine-restore`, `system` or `criu`.
+    /// A stable word for the kind: `unknown`, `ambiguous`, `invalid-id`, `not-running`, `exists`, `runs-externally`, `state`, `bundle`,
+    /// `images`, `cgroup`, `systemd`, `option`, `unsupported`, `policy`, `api`, `engine-restore`, `rootfs`, `system` or `criu`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match &self.inner.kind {
@@ -236,6 +255,7 @@ impl Error {
             ErrorKind::InvalidId => "invalid-id",
             ErrorKind::NotRunning { .. } => "not-running",
             ErrorKind::Exists { .. } => "exists",
+            ErrorKind::RunsExternally { .. } => "runs-externally",
             ErrorKind::State { .. } => "state",
             ErrorKind::Bundle { .. } => "bundle",
             ErrorKind::Images { .. } => "images",
@@ -248,6 +268,7 @@ impl Error {
             ErrorKind::Api(_) => "api",
             #[cfg(feature = "engine")]
             ErrorKind::EngineRestore { .. } => "engine-restore",
+            ErrorKind::Rootfs(_) => "rootfs",
             ErrorKind::System { .. } => "system",
             ErrorKind::Criu(_) => "criu",
         }
@@ -265,6 +286,10 @@ impl Error {
             {
                 Some(of_engine(*engine, kind, id))
             }
+            ErrorKind::RunsExternally { runtime, root, .. } => Some(format!(
+                "checkpoint it with `criuctl external checkpoint {id}`, or end it: `{runtime} --root {} kill {id} KILL`",
+                root.display()
+            )),
             ErrorKind::Ambiguous { .. } => Some("write more of the id".into()),
             ErrorKind::Unknown { .. } => Some(format!(
                 "`{engine} list` shows the names there are; containers of another --root need that root here as well"

@@ -19,6 +19,7 @@
 //! |---|---|
 //! | `descriptors.json` | what the standard descriptors were; every runtime wants it |
 //! | `criuctl-container.json` | engine, name, plan of the dump |
+//! | `criuctl-external.json` | what the root file system was made of, for a restore without the engine |
 //! | `criuctl-runc-state.json`, `criuctl-runc-config.json`; `criuctl-crun-status.json`, `criuctl-crun-config.json` | the runtime's record and the configuration, which are gone after a checkpoint |
 
 mod adopt;
@@ -27,8 +28,12 @@ mod beneath;
 mod cgroup;
 pub mod crun;
 #[cfg(feature = "engine")]
+mod described;
+#[cfg(feature = "engine")]
 pub mod docker;
 mod error;
+#[cfg(feature = "engine")]
+pub mod external;
 #[cfg(feature = "engine")]
 mod http;
 mod list;

@@ -42,6 +42,12 @@ pub(crate) fn bring_loopback_up(pid: i32) -> io::Result<()> {
     })
 }
 
+/// Brings the loopback interface up in the network namespace of this thread.
+#[cfg(feature = "engine")]
+pub(crate) fn bring_loopback_up_here() -> io::Result<()> {
+    set_up()
+}
+
 fn set_up() -> io::Result<()> {
     let socket = socket_with(
         AddressFamily::NETLINK,

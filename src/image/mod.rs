@@ -1,9 +1,9 @@
-//! The few CRIU image files that a client reads: statistics, inventory, task tree.
+//! The few CRIU image files that a client reads: statistics, inventory, task tree, mounts.
 //!
 //! This module owns the framing of protobuf images, the check that a file is what its name says,
-//! and typed views of four files: `stats-dump` ([`DumpStats`]), `stats-restore`
-//! ([`RestoreStats`]), `inventory.img` ([`Inventory`]) and `pstree.img` ([`ProcessTree`]). It
-//! never writes an image: decoding and encoding again would drop every field that is not declared
+//! and typed views of five files: `stats-dump` ([`DumpStats`]), `stats-restore`
+//! ([`RestoreStats`]), `inventory.img` ([`Inventory`]), `pstree.img` ([`ProcessTree`]) and
+//! `mountpoints-ID.img` ([`Mountpoints`]). It never writes an image: decoding and encoding again would drop every field that is not declared
 //! here.
 //!
 //! Each type reads from bytes (`parse`) or from a file in an open directory (`read`):
@@ -20,12 +20,14 @@
 mod file;
 mod framing;
 mod inventory;
+mod mounts;
 mod pstree;
 mod stats;
 
 use std::io;
 
 pub use inventory::{Inventory, Lsm, NetworkLockMethod, PreDumpMode};
+pub use mounts::{DumpedMount, Mountpoints};
 pub use pstree::{ProcessTree, Task};
 pub use stats::{DumpStats, RestoreStats};
 

@@ -10,6 +10,7 @@ mod cpuinfo;
 mod docker;
 mod dry_run;
 mod engines;
+mod external;
 mod hardship;
 mod hosts;
 mod image_protos;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         runtimes::tests(),
         engines::tests(),
         docker::tests(),
+        external::tests(),
         podman::tests(),
         cells::tests(),
         matrix::tests(),

@@ -55,6 +55,8 @@ struct Component {
 pub(super) struct Info {
     pub(super) docker_root_dir: PathBuf,
     #[serde(default)]
+    pub(super) cgroup_driver: String,
+    #[serde(default)]
     runtimes: BTreeMap<String, Runtime>,
 }
 
@@ -73,10 +75,25 @@ pub(super) struct Inspected {
     name: String,
     pub(super) state: State,
     pub(super) host_config: HostConfig,
+    /// The first program, and what it was told.
     #[serde(default)]
-    config: Config,
+    pub(super) path: String,
+    pub(super) args: Option<Vec<String>>,
     #[serde(default)]
-    mounts: Vec<Mount>,
+    pub(super) driver: String,
+    pub(super) graph_driver: Option<GraphDriver>,
+    #[serde(default)]
+    pub(super) resolv_conf_path: PathBuf,
+    #[serde(default)]
+    pub(super) hostname_path: PathBuf,
+    #[serde(default)]
+    pub(super) hosts_path: PathBuf,
+    #[serde(default)]
+    pub(super) shm_path: PathBuf,
+    #[serde(default)]
+    pub(super) config: Config,
+    #[serde(default)]
+    pub(super) mounts: Vec<Mount>,
     #[serde(default)]
     network_settings: NetworkSettings,
 }
@@ -88,21 +105,37 @@ struct NetworkSettings {
     sandbox_key: PathBuf,
 }
 
+/// Where the container's layers are.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Config {
+pub(super) struct GraphDriver {
+    #[serde(default)]
+    pub(super) name: String,
+    pub(super) data: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Config {
+    #[serde(default)]
+    pub(super) tty: bool,
+    #[serde(default)]
+    pub(super) hostname: String,
+    pub(super) env: Option<Vec<String>>,
     labels: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Mount {
+pub(super) struct Mount {
     #[serde(default)]
-    r#type: String,
+    pub(super) r#type: String,
     #[serde(default)]
-    source: PathBuf,
+    pub(super) source: PathBuf,
     #[serde(default)]
-    destination: PathBuf,
+    pub(super) destination: PathBuf,
+    #[serde(default, rename = "RW")]
+    pub(super) rw: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -123,14 +156,51 @@ pub(super) struct State {
 #[serde(rename_all = "PascalCase")]
 pub(super) struct HostConfig {
     #[serde(default)]
-    network_mode: String,
+    pub(super) network_mode: String,
+    #[serde(default)]
+    pub(super) pid_mode: String,
+    #[serde(default)]
+    pub(super) ipc_mode: String,
+    #[serde(default, rename = "UTSMode")]
+    pub(super) uts_mode: String,
+    #[serde(default)]
+    pub(super) cgroupns_mode: String,
+    #[serde(default)]
+    pub(super) cgroup_parent: String,
+    #[serde(default)]
+    pub(super) privileged: bool,
+    #[serde(default)]
+    pub(super) readonly_rootfs: bool,
+    pub(super) masked_paths: Option<Vec<PathBuf>>,
+    pub(super) readonly_paths: Option<Vec<PathBuf>>,
+    pub(super) devices: Option<Vec<Device>>,
+    pub(super) memory: Option<i64>,
+    pub(super) memory_swap: Option<i64>,
+    pub(super) pids_limit: Option<i64>,
+    pub(super) nano_cpus: Option<i64>,
+    pub(super) cpu_shares: Option<i64>,
+    pub(super) cpu_quota: Option<i64>,
+    pub(super) cpu_period: Option<i64>,
+    #[serde(default)]
+    pub(super) cpuset_cpus: String,
+    #[serde(default)]
+    pub(super) cpuset_mems: String,
     #[serde(default)]
     auto_remove: bool,
     #[serde(default)]
     restart_policy: RestartPolicy,
     #[serde(default)]
     runtime: String,
-    annotations: Option<BTreeMap<String, String>>,
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Device {
+    #[serde(default)]
+    pub(super) path_on_host: PathBuf,
+    #[serde(default)]
+    pub(super) cgroup_permissions: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

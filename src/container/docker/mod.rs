@@ -26,6 +26,7 @@
 //! ```
 
 mod api;
+mod outside;
 mod place;
 mod restore;
 mod staging;
@@ -157,7 +158,7 @@ impl Docker {
         leave_running: bool,
     ) -> Result<DumpPlan> {
         let plan = async {
-            let ready = self.ready(name, leave_running).await?;
+            let ready = self.ready(name, leave_running, Restorer::Docker).await?;
             Ok(ready.beneath.planned(ready.owner(), consumer)?.plan)
         };
         plan.await.map_err(of(name))
@@ -184,7 +185,7 @@ impl Docker {
         hooks: impl Hooks,
         options: CheckpointOptions,
     ) -> Result<CheckpointReport> {
-        self.checkpointed(criu, name, images, hooks, options)
+        self.checkpointed(criu, name, images, hooks, options, Restorer::Docker)
             .instrument(EngineKind::Docker.span(name))
             .await
             .map_err(of(name))
@@ -197,8 +198,10 @@ impl Docker {
         images: &ImagesDir,
         hooks: impl Hooks,
         options: CheckpointOptions,
+        restorer: Restorer,
     ) -> std::result::Result<CheckpointReport, ErrorKind> {
-        let ready = self.ready(name, options.leaves_running()).await?;
+        let leave_running = options.leaves_running();
+        let ready = self.ready(name, leave_running, restorer).await?;
         let (owner, beneath) = (ready.owner(), &ready.beneath);
         let mut report = beneath
             .checkpoint(owner, criu, images, hooks, options)
@@ -226,7 +229,7 @@ impl Docker {
         let images = images.as_ref();
         let planned = async {
             let ends = !options.leaves_running();
-            let ready = self.ready(name, !ends).await?;
+            let ready = self.ready(name, !ends, Restorer::Docker).await?;
             let (owner, beneath) = (ready.owner(), &ready.beneath);
             let mut plan = beneath
                 .plan_checkpoint(owner, criu, images, options)
@@ -252,7 +255,7 @@ impl Docker {
         options: PreDumpOptions,
     ) -> Result<dry_run::Plan> {
         let planned = async {
-            let ready = self.ready(name, true).await?;
+            let ready = self.ready(name, true, Restorer::Docker).await?;
             let id = ready.inspected.id.as_str();
             let beneath = &ready.beneath;
             beneath
@@ -280,7 +283,7 @@ impl Docker {
         options: PreDumpOptions,
     ) -> Result<PreDumpReport> {
         let pre_dumped = async {
-            let ready = self.ready(name, true).await?;
+            let ready = self.ready(name, true, Restorer::Docker).await?;
             let id = ready.inspected.id.as_str();
             ready.beneath.pre_dump(criu, id, images, options).await
         };
@@ -295,8 +298,9 @@ impl Docker {
         &self,
         name: &str,
         leave_running: bool,
+        restorer: Restorer,
     ) -> std::result::Result<Ready, ErrorKind> {
-        let inspected = self.checkpointable(name, leave_running).await?;
+        let inspected = self.checkpointable(name, leave_running, restorer).await?;
         let root = self.info().await?.docker_root_dir;
         let ready = Ready {
             beneath: Place::of(&inspected)?.beneath,
@@ -307,11 +311,14 @@ impl Docker {
             inspected,
         };
         if !leave_running {
-            if matches!(ready.beneath, Beneath::Crun(_)) {
+            let by_docker = restorer == Restorer::Docker;
+            if by_docker && matches!(ready.beneath, Beneath::Crun(_)) {
                 return Err(or_left_running(api::not_with_crun()));
             }
             let planned = ready.beneath.planned(ready.owner(), Consumer::Any)?;
-            has_no_linked_binds(&planned.model).map_err(or_left_running)?;
+            if by_docker {
+                has_no_linked_binds(&planned.model).map_err(or_left_running)?;
+            }
             loses_nothing(ready.inspected.state.pid, &planned.left_out).map_err(or_left_running)?;
         }
         Ok(ready)
@@ -322,13 +329,16 @@ impl Docker {
         &self,
         name: &str,
         leave_running: bool,
+        restorer: Restorer,
     ) -> std::result::Result<Inspected, ErrorKind> {
         let version = self.version().await?;
         let inspected = self.inspect(name).await?;
         inspected.is_up()?;
         if !leave_running {
             inspected.stays_ended()?;
-            version.restores(&inspected).map_err(or_left_running)?;
+            if restorer == Restorer::Docker {
+                version.restores(&inspected).map_err(or_left_running)?;
+            }
         }
         Ok(inspected)
     }
@@ -357,6 +367,13 @@ impl Docker {
             )
         })
     }
+}
+
+/// Who is to restore what is checkpointed. What only Docker could not restore matters to Docker's restore alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Restorer {
+    Docker,
+    Ours,
 }
 
 /// A container that can be checkpointed.

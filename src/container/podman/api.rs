@@ -33,6 +33,11 @@ pub(super) struct Inspected {
     pub(super) network_settings: NetworkSettings,
     pub(super) host_config: HostConfig,
     #[serde(default)]
+    pub(super) graph_driver: GraphDriver,
+    /// The user's own root file system, where that is no image's.
+    #[serde(default)]
+    pub(super) rootfs: PathBuf,
+    #[serde(default)]
     mounts: Vec<Mounted>,
     #[serde(default)]
     config: Config,
@@ -56,6 +61,15 @@ pub(super) struct State {
 pub(super) struct NetworkSettings {
     #[serde(default)]
     pub(super) networks: Option<BTreeMap<String, Value>>,
+}
+
+/// Where the container's layers are.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct GraphDriver {
+    #[serde(default)]
+    pub(super) name: String,
+    pub(super) data: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -23,7 +23,7 @@ use crate::notify::{HookError, Hooks, Notify, Reply, Script};
 /// By network, the addresses of its interfaces.
 pub(super) const NETWORK_STATUS: &str = "network.status";
 /// What was in `/dev/shm`.
-pub(super) const DEVSHM: &str = "devshm-checkpoint.tar";
+pub(in crate::container) const DEVSHM: &str = "devshm-checkpoint.tar";
 
 const SHM: &str = "/dev/shm";
 

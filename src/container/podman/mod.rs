@@ -33,6 +33,7 @@ mod api;
 mod beneath;
 mod beside;
 mod list;
+pub(super) mod outside;
 mod place;
 mod restore;
 mod service;

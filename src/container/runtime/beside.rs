@@ -209,7 +209,7 @@ impl<S> Saved<S> {
 }
 
 /// A file that a checkpoint has put beside the images; `None` when it is not there.
-fn read(images: &ImagesDir, name: &str) -> Result<Option<Vec<u8>>> {
+pub(in crate::container) fn read(images: &ImagesDir, name: &str) -> Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(images, name, flags, Mode::empty()) {
         Ok(file) => fs::File::from(file),
@@ -275,6 +275,62 @@ pub fn engine_of(images: &ImagesDir) -> io::Result<Option<EngineKind>> {
     let bytes = read(images, SAVED_PLAN).map_err(io::Error::other)?;
     let asked = bytes.map(|bytes| serde_json::from_slice::<Asked>(&bytes));
     Ok(asked.transpose()?.map(|asked| asked.engine))
+}
+
+/// What is known of images whose configuration is wanted for another root file system.
+#[cfg(feature = "engine")]
+pub(in crate::container) struct Kept {
+    /// The runtime that the container was in, and the configuration that it was made by.
+    pub(in crate::container) config: Option<(EngineKind, Value)>,
+    /// Whether a network namespace was left out of the images, if that is known.
+    pub(in crate::container) network_left_out: Option<bool>,
+}
+
+#[cfg(feature = "engine")]
+impl Kept {
+    pub(in crate::container) fn read(images: &ImagesDir) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Asked {
+            plan: Plan,
+        }
+        #[derive(Deserialize)]
+        struct Plan {
+            external: Vec<String>,
+        }
+        fn parsed<T: serde::de::DeserializeOwned>(
+            images: &ImagesDir,
+            name: &'static str,
+        ) -> Result<Option<T>> {
+            let bytes = read(images, name)?;
+            let parsed = bytes
+                .map(|bytes| serde_json::from_slice(&bytes))
+                .transpose();
+            parsed.map_err(|source| ErrorKind::Images {
+                path: images.path().join(name),
+                problem: "is broken".into(),
+                source: Some(source.into()),
+            })
+        }
+        let runc =
+            parsed(images, RuncEngine::SAVED_CONFIG)?.map(|config| (EngineKind::Runc, config));
+        let config = match runc {
+            None => {
+                parsed(images, CrunEngine::SAVED_CONFIG)?.map(|config| (EngineKind::Crun, config))
+            }
+            runc => runc,
+        };
+        let asked: Option<Asked> = parsed(images, SAVED_PLAN)?;
+        Ok(Self {
+            config,
+            network_left_out: asked.map(|asked| {
+                asked
+                    .plan
+                    .external
+                    .iter()
+                    .any(|external| external.starts_with("net["))
+            }),
+        })
+    }
 }
 
 /// Refuses images of another container, if a checkpoint by this library says whose they are.

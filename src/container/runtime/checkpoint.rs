@@ -76,6 +76,20 @@ impl<E: Engine> Runtime<E> {
             .map_err(|kind| Error::new(E::KIND, id, kind))
     }
 
+    /// [`Runtime::checkpoint`], with an error that has no name yet.
+    #[cfg(feature = "engine")]
+    pub(crate) async fn checkpoint_of(
+        &self,
+        criu: &Criu,
+        id: &str,
+        images: &ImagesDir,
+        hooks: impl Hooks,
+        options: CheckpointOptions,
+    ) -> std::result::Result<CheckpointReport, ErrorKind> {
+        self.checkpointed(criu, id, images, hooks, options, None)
+            .await
+    }
+
     /// Checkpoints a container that an engine above the runtime cleans up after: once its processes have been ended by CRIU,
     /// everything else of it is as it was.
     #[cfg(feature = "engine")]

@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 pub use beside::engine_of;
 pub use checkpoint::CheckpointReport;
 pub use engine::Engine;
+#[cfg(feature = "engine")]
+pub(crate) use options::Repeated;
 pub use options::{CheckpointOptions, RestoreOptions};
 pub use restore::Restored;
 

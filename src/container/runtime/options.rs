@@ -6,6 +6,17 @@ use std::path::PathBuf;
 use crate::container::plan::Consumer;
 use crate::options::{self, CgroupMode, DumpOptions, PageTransport};
 
+/// What a restore has to be told again that a checkpoint was told.
+#[cfg(feature = "engine")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Repeated {
+    tcp_established: Option<bool>,
+    ext_unix_sk: Option<bool>,
+    shell_job: Option<bool>,
+    file_locks: Option<bool>,
+}
+
 /// What a checkpoint can be told, under the names of `runc checkpoint`.
 ///
 /// Options of CRIU that runtimes do not have come with [`CheckpointOptions::criu`]; what is set here goes over them.
@@ -44,6 +55,23 @@ impl CheckpointOptions {
     #[cfg(feature = "engine")]
     pub(in crate::container) fn wanted_consumer(&self) -> Consumer {
         self.consumer
+    }
+
+    #[cfg(feature = "engine")]
+    pub(in crate::container) fn repeated(&self) -> Repeated {
+        Repeated {
+            tcp_established: self.tcp_established,
+            ext_unix_sk: self.ext_unix_sk,
+            shell_job: self.shell_job,
+            file_locks: self.file_locks,
+        }
+    }
+
+    /// One more thing that is left out of the images.
+    #[cfg(feature = "engine")]
+    pub(in crate::container) fn external(mut self, external: options::ExternalOnDump) -> Self {
+        self.criu = self.criu.external(external);
+        self
     }
 
     /// Options of CRIU that runtimes do not have.
@@ -170,6 +198,26 @@ impl RestoreOptions {
     /// What the runtime's `restore` does without options.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What the checkpoint was told holds for the restore, where that is told nothing else.
+    #[cfg(feature = "engine")]
+    pub(in crate::container) fn unless_told(mut self, told: Repeated) -> Self {
+        self.tcp_established = self.tcp_established.or(told.tcp_established);
+        self.ext_unix_sk = self.ext_unix_sk.or(told.ext_unix_sk);
+        self.shell_job = self.shell_job.or(told.shell_job);
+        self.file_locks = self.file_locks.or(told.file_locks);
+        self
+    }
+
+    /// Changes the options that go to CRIU.
+    #[cfg(feature = "engine")]
+    pub(in crate::container) fn map_criu(
+        mut self,
+        change: impl FnOnce(options::RestoreOptions) -> options::RestoreOptions,
+    ) -> Self {
+        self.criu = change(self.criu);
+        self
     }
 
     /// Options of CRIU that runtimes do not have.

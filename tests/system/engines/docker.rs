@@ -36,9 +36,28 @@ impl Docker {
 
     /// The same with the images in a store of the caller's choice.
     pub(crate) fn start_with_store(environment: Environment, store: Store) -> Result<Self, String> {
+        Self::launch(environment, store, None, |_| Ok(()))
+    }
+
+    /// The same with another storage driver, on what `prepare` makes for it.
+    pub(crate) fn start_daemon_with(
+        environment: Environment,
+        driver: &str,
+        prepare: impl FnOnce(&Ground) -> Outcome,
+    ) -> Result<Self, String> {
+        Self::launch(environment, Store::Own, Some(driver), prepare)
+    }
+
+    fn launch(
+        environment: Environment,
+        store: Store,
+        driver: Option<&str>,
+        prepare: impl FnOnce(&Ground) -> Outcome,
+    ) -> Result<Self, String> {
         let mut ground = Ground::new("docker", environment)?;
+        prepare(&ground)?;
         ground.set("DOCKER_CONFIG", ground.path("client"));
-        let configuration = json!({
+        let mut configuration = json!({
             "experimental": true,
             "data-root": ground.path("data-root"),
             "exec-root": ground.path("exec-root"),
@@ -54,6 +73,9 @@ impl Docker {
             "userland-proxy": false,
             "features": {"containerd-snapshotter": store == Store::Containerd},
         });
+        if let Some(driver) = driver {
+            configuration["storage-driver"] = json!(driver);
+        }
         let path = ground.text("daemon.json");
         fs::write(&path, configuration.to_string()).map_err(text)?;
         let mut command =

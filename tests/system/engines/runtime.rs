@@ -1,7 +1,7 @@
 //! runc and crun by themselves.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -74,14 +74,29 @@ impl Runtime {
         fs::write(&path, serde_json::to_vec_pretty(&config).map_err(text)?).map_err(text)
     }
 
+    pub(crate) fn root(&self) -> PathBuf {
+        self.ground.path("root")
+    }
+
+    /// Starts the container, whatever is in it, with its standard output there.
+    pub(crate) fn run_detached(&self, stdout: Stdio) -> Outcome {
+        let bundle = self.ground.text("");
+        let run = ["run", "-d", "--bundle", &bundle, &self.ground.id];
+        self.detached_into(&run.map(str::to_owned), stdout)
+    }
+
     /// What leaves its output to the container, which must not have a file of ours there.
     pub(crate) fn detached(&self, arguments: &[String]) -> Outcome {
+        self.detached_into(arguments, Stdio::null())
+    }
+
+    fn detached_into(&self, arguments: &[String], stdout: Stdio) -> Outcome {
         let mut invocation = self.invocation();
         let log = self.ground.path("log");
         invocation.extend(["--log".into(), log.display().to_string()]);
         invocation.extend_from_slice(arguments);
         let mut command = self.ground.command(&invocation)?;
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(stdout).stderr(Stdio::null());
         let finished = self.ground.finish_silently(command);
         finished.map_err(|error| {
             let log = fs::read_to_string(&log).unwrap_or_default();
@@ -120,8 +135,7 @@ impl Engine for Runtime {
     }
 
     fn start(&mut self) -> Outcome {
-        let bundle = self.ground.text("");
-        self.detached(&["run", "-d", "--bundle", &bundle, &self.ground.id].map(str::to_owned))?;
+        self.run_detached(Stdio::null())?;
         self.ground.counts()
     }
 
