@@ -31,8 +31,14 @@ pub(crate) trait Engine {
     /// The program, and what it is told whatever it is to do.
     fn invocation(&self) -> Vec<String>;
 
+    /// Starts the container with this program in it.
+    fn start_program(&mut self, program: &[&str]) -> Outcome;
+
     /// Starts the container and waits until it counts.
-    fn start(&mut self) -> Outcome;
+    fn start(&mut self) -> Outcome {
+        self.start_program(&COUNTER)?;
+        self.ground().counts()
+    }
 
     /// What the engine itself says of the container.
     fn status(&self) -> Result<Status, String>;

@@ -2,6 +2,7 @@
 
 mod causes;
 mod cells;
+mod compare;
 mod conformance;
 mod connection;
 mod contain;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Some("--contain") => return part(contain::contain(&arguments[2..])),
         Some("--host") => return part(hosts::be_a_host(&arguments[2..])),
         Some("--record-sessions") => return part(recorder::record_sessions(&arguments[2..])),
+        Some("--compare") => return part(compare::compare(&arguments[2..])),
         Some("--lazy-engine") => return part(interposed::be_a_lazy_engine(&arguments[2..])),
         Some("--client") => return part(matrix::be_a_client(&arguments[2..])),
         Some("--elsewhere") => return part(service_ends::be_a_client_elsewhere(&arguments[2..])),

@@ -129,15 +129,15 @@ impl Docker {
         name: &str,
         images: &ImagesDir,
     ) -> std::result::Result<Prepared, ErrorKind> {
-        let version = self.version().await?;
-        let inspected = self.inspect(name).await?;
+        // Docker runs programs to answer the first and the last: asked together, they take no longer than one.
+        let (version, inspected, info) =
+            tokio::try_join!(self.version(), self.inspect(name), self.info())?;
         inspected.is_down()?;
         version.restores(&inspected)?;
         inspected.has_no_linked_binds()?;
         has_no_leftover(&inspected)?;
         beside::descriptors(images)?;
         beside::belongs(images, &inspected.id)?;
-        let info = self.info().await?;
         info.restores_with(&inspected)?;
         let root = info.docker_root_dir;
         let directory = root.join("containers").join(&inspected.id);

@@ -161,8 +161,8 @@ impl Engine for Docker {
             .into()
     }
 
-    fn start(&mut self) -> Outcome {
-        self.start_with(&["--network", "none"])
+    fn start_program(&mut self, program: &[&str]) -> Outcome {
+        self.run_container(&["--network", "none"], program)
     }
 
     fn status(&self) -> Result<Status, String> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::cgroups::OneVersion;
-use super::ground::{COUNTER, Environment, Ground};
+use super::ground::{Environment, Ground};
 use super::runtime::Program;
 use super::{Engine, Status};
 use crate::support::{Outcome, reap_orphans, text, until, with_argument};
@@ -163,25 +163,11 @@ impl Engine for Podman {
         invocation
     }
 
-    fn start(&mut self) -> Outcome {
-        let (group, volume) = (self.ground.group(), self.ground.volume());
-        let options = [
-            "--name",
-            &self.ground.id,
-            "--network",
-            "none",
-            "--cgroup-parent",
-            &group,
-            "--volume",
-            &volume,
-        ];
-        let mut arguments = vec!["run", "--detach"];
-        arguments.extend(options);
-        arguments.push(IMAGE);
-        arguments.extend(COUNTER);
-        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
-        self.container = Some(self.run(&arguments)?.trim().to_owned());
-        self.ground.counts()
+    fn start_program(&mut self, program: &[&str]) -> Outcome {
+        let (name, volume) = (self.ground.id.clone(), self.ground.volume());
+        let options = ["--name", &name, "--network", "none", "--volume", &volume];
+        self.run_container(&options, program)?;
+        Ok(())
     }
 
     fn status(&self) -> Result<Status, String> {

@@ -119,10 +119,13 @@ impl Engine for Runtime {
             .into()
     }
 
-    fn start(&mut self) -> Outcome {
+    fn start_program(&mut self, program: &[&str]) -> Outcome {
+        self.configure(|config| {
+            config["process"]["args"] = json!(program);
+            Ok(())
+        })?;
         let bundle = self.ground.text("");
-        self.detached(&["run", "-d", "--bundle", &bundle, &self.ground.id].map(str::to_owned))?;
-        self.ground.counts()
+        self.detached(&["run", "-d", "--bundle", &bundle, &self.ground.id].map(str::to_owned))
     }
 
     fn status(&self) -> Result<Status, String> {
