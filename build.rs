@@ -2,24 +2,23 @@
 
 use std::fmt::Write;
 use std::io::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use prost_types::FileDescriptorProto;
 use prost_types::field_descriptor_proto::{Label, Type};
 
 const PROTOCOL: &str = "proto/rpc.proto";
+const IMAGES: &str = "proto/images";
 
 fn main() -> Result<()> {
-    let protos = [
-        PROTOCOL,
-        "proto/images/stats.proto",
-        "proto/images/inventory.proto",
-        "proto/images/pstree.proto",
-    ];
-    for proto in protos {
-        println!("cargo:rerun-if-changed={proto}");
+    println!("cargo:rerun-if-changed={PROTOCOL}");
+    println!("cargo:rerun-if-changed={IMAGES}");
+    let mut protos = vec![PathBuf::from(PROTOCOL)];
+    for entry in std::fs::read_dir(IMAGES)? {
+        protos.push(entry?.path());
     }
-    let descriptors = protox::compile(protos, ["proto"]).map_err(Error::other)?;
+    protos.sort();
+    let descriptors = protox::compile(protos, [IMAGES, "proto"]).map_err(Error::other)?;
     let out = std::env::var_os("OUT_DIR").ok_or_else(|| Error::other("no OUT_DIR"))?;
     let tables: String = descriptors
         .file

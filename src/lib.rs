@@ -48,6 +48,8 @@ pub mod diagnosis;
 pub mod dry_run;
 mod error;
 pub mod image;
+#[cfg(feature = "archive")]
+pub mod inspect;
 pub mod interpose;
 pub mod notify;
 pub mod options;

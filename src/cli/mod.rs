@@ -15,6 +15,7 @@ mod explain;
 mod failure;
 mod features;
 mod hooks;
+mod inspect;
 mod interpose;
 mod list;
 mod man;
@@ -117,6 +118,7 @@ enum Verb {
     PageServer(Box<page_server::PageServerArgs>),
     Trace(Box<trace::Trace>),
     Interpose(Box<interpose::Interpose>),
+    Inspect(Box<inspect::Inspect>),
     Explain(explain::Explain),
     Replay(replay::ReplayArgs),
     Completions(completions::Completions),
@@ -206,6 +208,7 @@ pub(crate) fn run() -> ExitCode {
 fn dispatch(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
     match verb {
         Verb::Explain(explain) => explain::run(context, &explain),
+        Verb::Inspect(inspect) => inspect::run(context, &inspect),
         Verb::Completions(completions) => completions::run(&completions, &mut Cli::command()),
         Verb::Man(man) => man::run(&man, Cli::command()),
         verb => tokio::runtime::Builder::new_current_thread()
@@ -228,7 +231,9 @@ async fn ask_criu(context: &Context, verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Trace(trace) => trace::run(context, &trace).await,
         Verb::Interpose(interpose) => interpose::run(context, &interpose).await,
         Verb::Replay(replay) => replay::run(context, &replay).await,
-        Verb::Explain(_) | Verb::Completions(_) | Verb::Man(_) => Ok(ExitCode::SUCCESS),
+        Verb::Explain(_) | Verb::Inspect(_) | Verb::Completions(_) | Verb::Man(_) => {
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -178,7 +178,7 @@ pub(super) fn pages(pages: u64) -> String {
     format!("{pages} {noun} ({})", size(bytes))
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64 / 1024.0;
     let mut unit = UNITS[0];

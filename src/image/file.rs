@@ -11,12 +11,8 @@ use nix::sys::stat::Mode;
 use super::ImageError;
 use super::framing::{Format, check_size};
 
-/// Reads a whole image from a directory. The descriptor stays the caller's.
-pub(super) fn read_file(
-    dir: BorrowedFd<'_>,
-    file: &str,
-    format: &Format,
-) -> Result<Vec<u8>, ImageError> {
+/// Opens a regular file in a directory, and nothing else. The descriptor stays the caller's.
+pub(crate) fn open_file(dir: BorrowedFd<'_>, file: &str) -> Result<(File, u64), ImageError> {
     if matches!(file, "" | "." | "..") || file.contains(['/', '\0']) {
         return Err(ImageError::InvalidName {
             file: file.to_owned(),
@@ -56,7 +52,17 @@ pub(super) fn read_file(
             file: file.to_owned(),
         });
     }
-    check_size(file, metadata.len(), format)?;
+    Ok((image, metadata.len()))
+}
+
+/// Reads a whole image from a directory. The descriptor stays the caller's.
+pub(super) fn read_file(
+    dir: BorrowedFd<'_>,
+    file: &str,
+    format: &Format,
+) -> Result<Vec<u8>, ImageError> {
+    let (image, size) = open_file(dir, file)?;
+    check_size(file, size, format)?;
 
     // The file may have grown since, so the limit holds for the bytes that come, too.
     let mut bytes = Vec::new();
@@ -64,7 +70,10 @@ pub(super) fn read_file(
     image
         .take(limit.saturating_add(1))
         .read_to_end(&mut bytes)
-        .map_err(read_error)?;
+        .map_err(|source| ImageError::Read {
+            file: file.to_owned(),
+            source,
+        })?;
     Ok(bytes)
 }
 

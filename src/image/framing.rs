@@ -47,18 +47,40 @@ impl<'a> Frames<'a> {
             offset: 0,
         };
         for &expected in format.magics {
-            let offset = frames.offset;
-            let found = frames.take_u32()?;
-            if found != expected {
-                return Err(ImageError::WrongMagic {
-                    file: file.to_owned(),
-                    offset,
-                    expected,
-                    found,
-                });
-            }
+            frames.magic(expected)?;
         }
         Ok(frames)
+    }
+
+    /// Checks that this magic number comes next.
+    pub(super) fn magic(&mut self, expected: u32) -> Result<(), ImageError> {
+        let offset = self.offset;
+        let found = self.take_u32()?;
+        match found == expected {
+            true => Ok(()),
+            false => Err(ImageError::WrongMagic {
+                file: self.file.to_owned(),
+                offset,
+                expected,
+                found,
+            }),
+        }
+    }
+
+    /// Passes over bytes that belong to the entry before.
+    pub(super) fn pass_over(&mut self, len: u64) -> Result<(), ImageError> {
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        self.take(len).map(drop)
+    }
+
+    /// The error of an image that has no further entry though it must.
+    pub(super) fn ended(&self) -> ImageError {
+        ImageError::Truncated {
+            file: self.file.to_owned(),
+            offset: self.offset,
+            needed: 4,
+            available: self.left(),
+        }
     }
 
     /// The entry of an image that has exactly one.

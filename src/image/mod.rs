@@ -20,18 +20,23 @@
 mod file;
 mod framing;
 mod inventory;
+#[cfg(feature = "archive")]
+pub(crate) mod kinds;
 mod pstree;
 mod stats;
 
 use std::io;
 
+#[cfg(feature = "archive")]
+pub(crate) use file::open_file;
 pub use inventory::{Inventory, Lsm, NetworkLockMethod, PreDumpMode};
 pub use pstree::{ProcessTree, Task};
 pub use stats::{DumpStats, RestoreStats};
 
 /// The messages, as `build.rs` generates them from `proto/images`.
-#[allow(unreachable_pub, clippy::all, clippy::pedantic)]
-mod proto {
+// Not all of them are read without the feature `archive`.
+#[allow(dead_code, unreachable_pub, clippy::all, clippy::pedantic)]
+pub(crate) mod proto {
     include!(concat!(env!("OUT_DIR"), "/criu_client.images.rs"));
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 14] = [
     "list",
     "version",
     "check",
@@ -22,6 +22,7 @@ const VERBS: [&str; 13] = [
     "page-server",
     "trace",
     "interpose",
+    "inspect",
     "explain",
     "replay",
     "completions",

@@ -5,6 +5,7 @@ mod cli_criu;
 mod connection;
 mod harness;
 mod hooks;
+mod inspect;
 mod interpose;
 mod interrupted;
 mod lifecycle;
@@ -47,5 +48,6 @@ fn main() -> ExitCode {
     others.extend(trace::tests());
     others.extend(cli_criu::tests());
     others.extend(records::tests());
+    others.extend(inspect::tests());
     harness::main(&cases, &["worker::"], others)
 }

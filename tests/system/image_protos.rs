@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorProto};
+use prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+};
 use serde_json::Value;
 
 use crate::pycriu;
@@ -35,17 +37,7 @@ fn image_protos_agree_with_pycriu() -> Result<(), String> {
             compare_message(message, &theirs, &mut differences);
         }
         for declared in &file.enum_type {
-            let name = declared.name();
-            for value in &declared.value {
-                let found = theirs["enums"][name][value.name()].as_i64();
-                if found != Some(value.number().into()) {
-                    differences.push(format!(
-                        "enum {name}: {} is {}, pycriu has {found:?}",
-                        value.name(),
-                        value.number()
-                    ));
-                }
-            }
+            compare_enum(declared.name(), declared, &theirs, &mut differences);
         }
     }
     if differences.is_empty() {
@@ -87,6 +79,24 @@ fn declared() -> Result<BTreeMap<String, FileDescriptorProto>, String> {
     Ok(files)
 }
 
+fn compare_enum(
+    path: &str,
+    declared: &EnumDescriptorProto,
+    theirs: &Value,
+    differences: &mut Vec<String>,
+) {
+    for value in &declared.value {
+        let found = theirs["enums"][path][value.name()].as_i64();
+        if found != Some(value.number().into()) {
+            differences.push(format!(
+                "enum {path}: {} is {}, pycriu has {found:?}",
+                value.name(),
+                value.number()
+            ));
+        }
+    }
+}
+
 fn compare_message(message: &DescriptorProto, theirs: &Value, differences: &mut Vec<String>) {
     let name = message.name();
     let Some(fields) = theirs["messages"][name].as_object() else {
@@ -96,8 +106,12 @@ fn compare_message(message: &DescriptorProto, theirs: &Value, differences: &mut 
     if message.field.is_empty() {
         differences.push(format!("{name} declares no field"));
     }
-    if !message.nested_type.is_empty() || !message.enum_type.is_empty() {
-        differences.push(format!("{name} nests types, which are not compared"));
+    if !message.nested_type.is_empty() {
+        differences.push(format!("{name} nests messages, which are not compared"));
+    }
+    for declared in &message.enum_type {
+        let path = format!("{name}.{}", declared.name());
+        compare_enum(&path, declared, theirs, differences);
     }
     for field in &message.field {
         match fields.get(field.name()) {

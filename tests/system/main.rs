@@ -13,6 +13,7 @@ mod engines;
 mod hardship;
 mod hosts;
 mod image_protos;
+mod inspect;
 mod interposed;
 mod kept;
 mod live_causes;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Some("--contain") => return part(contain::contain(&arguments[2..])),
         Some("--host") => return part(hosts::be_a_host(&arguments[2..])),
         Some("--record-sessions") => return part(recorder::record_sessions(&arguments[2..])),
+        Some("--record-checkpoints") => return part(inspect::record_checkpoints(&arguments[2..])),
         Some("--lazy-engine") => return part(interposed::be_a_lazy_engine(&arguments[2..])),
         Some("--client") => return part(matrix::be_a_client(&arguments[2..])),
         Some("--elsewhere") => return part(service_ends::be_a_client_elsewhere(&arguments[2..])),
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         service_ends::tests(),
         hosts::tests(),
         image_protos::tests(),
+        inspect::tests(),
         rpc_proto::tests(),
         causes::tests(),
         long_options::tests(),

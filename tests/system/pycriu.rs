@@ -33,6 +33,8 @@ def take(message, prefix):
     }
     for nested in message.nested_type:
         take(nested, name + ".")
+    for enum in message.enum_type:
+        enums[name + "." + enum.name] = {value.name: value.number for value in enum.value}
 
 for module in sys.argv[2:]:
     file = descriptor_pb2.FileDescriptorProto()
