@@ -38,6 +38,10 @@ pub(crate) fn tests() -> Tests {
                 failures::refused_and_dropped,
             ),
             (
+                "a Docker that is late to see the end is told of",
+                failures::late_end,
+            ),
+            (
                 "a dropped restore is Docker's to finish",
                 failures::dropped_restore,
             ),

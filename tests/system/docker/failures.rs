@@ -9,6 +9,7 @@ use criu_client::ImagesDir;
 use criu_client::container::docker::{CheckpointOptions, Docker, RestoreOptions};
 use criu_client::container::{ApiProblem, ErrorKind};
 use criu_client::notify::{HookTable, Reply, Script, hook_fn};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::fixture::{copy, whole, with_docker};
@@ -60,6 +61,40 @@ pub(super) fn refused_and_dropped() -> Outcome {
             ground.goes_on_from(&count)?;
         }
         yard.is_in_dockers_hands()
+    })
+}
+
+/// A Docker that does not answer while its container ends is waited for, and then it is said.
+pub(super) fn late_end() -> Outcome {
+    with_docker(|yard| {
+        let ground = yard.theirs.ground();
+        yard.theirs.start_with(&["--network", "none"])?;
+        let images = yard.images("images")?;
+        let daemon = &*yard.theirs;
+        let hooks = HookTable::new().on(
+            Script::PostDump,
+            hook_fn(async |_| match daemon.signal(Signal::SIGSTOP) {
+                Ok(()) => Ok(Reply::Accept),
+                Err(error) => Ok(Reply::Refuse(error)),
+            }),
+        );
+        let options = CheckpointOptions::new();
+        let checkpoint = (yard.ours).checkpoint(&yard.criu, yard.name(), &images, hooks, options);
+        let report = block_on(checkpoint);
+        daemon.signal(Signal::SIGCONT)?;
+        let report = report.map_err(whole)?;
+        let said = |left: &String| left.contains("has not said within 10 seconds");
+        ensure!(
+            report.left_behind.iter().any(said),
+            "{:?}",
+            report.left_behind
+        );
+        until("Docker has seen the end", || {
+            yard.has_status("exited").is_ok()
+        })?;
+        let counted = ground.stands_still()?;
+        yard.restore(&images)?;
+        ground.goes_on_from(&counted)
     })
 }
 

@@ -75,6 +75,12 @@ impl Docker {
         self.ground.path("docker.sock")
     }
 
+    /// Stops the daemon in its tracks, or lets it go on.
+    pub(crate) fn signal(&self, signal: Signal) -> Outcome {
+        let pid = i32::try_from(self.daemon.id()).map_err(text)?;
+        kill(Pid::from_raw(pid), signal).map_err(text)
+    }
+
     /// Has Docker do something.
     pub(crate) fn docker(&self, arguments: &[&str]) -> Result<String, String> {
         let arguments: Vec<_> = arguments.iter().map(|word| (*word).to_owned()).collect();
