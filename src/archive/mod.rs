@@ -8,7 +8,9 @@
 //! ```
 
 mod error;
+mod member;
 mod read;
 
 pub use error::ArchiveError;
-pub use read::{Archive, Compression, Limits, Member, MemberKind};
+pub use member::{Member, MemberKind};
+pub use read::{Archive, Compression, Limits};

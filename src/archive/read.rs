@@ -12,6 +12,7 @@ use std::rc::Rc;
 use serde::Serialize;
 
 use super::ArchiveError;
+use super::member::{Member, MemberKind};
 
 /// What the archive as a whole is compressed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -273,7 +274,7 @@ fn decompress(compression: Compression, reader: impl Read + 'static) -> io::Resu
     Ok(Box::new(BufReader::with_capacity(128 << 10, reader)))
 }
 
-fn limit(what: &str, limit: u64) -> ArchiveError {
+pub(super) fn limit(what: &str, limit: u64) -> ArchiveError {
     ArchiveError::Limit {
         what: what.to_owned(),
         limit,
@@ -282,7 +283,7 @@ fn limit(what: &str, limit: u64) -> ArchiveError {
 
 /// The input as the tar reader sees it: it gets no more than it is allowed, since it keeps long names and maps of holes in
 /// memory whole, and cannot pass the end of a file without being told.
-struct Guarded {
+pub(super) struct Guarded {
     input: Input,
     allowed: Rc<Cell<u64>>,
     /// Whether more was asked for than there is.
@@ -481,126 +482,6 @@ fn refused(name: &[u8], reason: &'static str) -> ArchiveError {
     ArchiveError::Name {
         name: String::from_utf8_lossy(name).into_owned(),
         reason,
-    }
-}
-
-/// What a member is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "kind")]
-#[non_exhaustive]
-pub enum MemberKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink {
-        /// Where it leads, unchecked.
-        target: String,
-    },
-    /// Another name of a member.
-    HardLink {
-        /// The member, unchecked.
-        target: String,
-    },
-    /// A device or a FIFO.
-    Special,
-}
-
-/// A member of an archive, whose content is [read](Read) once.
-pub struct Member<'a> {
-    name: String,
-    kind: MemberKind,
-    size: u64,
-    mode: u32,
-    offset: Option<u64>,
-    left: u64,
-    entry: tar::Entry<'a, Guarded>,
-}
-
-impl fmt::Debug for Member<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut debug = formatter.debug_struct("Member");
-        debug.field("name", &self.name).field("kind", &self.kind);
-        debug.field("size", &self.size).finish_non_exhaustive()
-    }
-}
-
-impl Member<'_> {
-    /// Its name: relative, without `.` or `..`, and never empty.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// What it is.
-    pub fn kind(&self) -> &MemberKind {
-        &self.kind
-    }
-
-    /// The size of a regular file in bytes, holes included; 0 of anything else.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// The permission bits, with setuid, setgid and sticky.
-    pub fn mode(&self) -> u32 {
-        self.mode
-    }
-
-    /// Where the content begins in the file, for members of a plain tar file that have no holes.
-    pub fn offset(&self) -> Option<u64> {
-        self.offset
-    }
-
-    /// The whole content.
-    ///
-    /// # Errors
-    ///
-    /// [`ArchiveError::Limit`] if it has more bytes than `most`, else as reading.
-    pub fn content(&mut self, most: u64) -> Result<Vec<u8>, ArchiveError> {
-        if self.size > most {
-            return Err(limit(&format!("bytes in the member {:?}", self.name), most));
-        }
-        let mut content = Vec::with_capacity(usize::try_from(self.size).unwrap_or(0).min(1 << 20));
-        self.read_to_end(&mut content)
-            .map_err(|error| self.broken(error))?;
-        Ok(content)
-    }
-
-    /// Passes over what has not been read, and notices if it is not there.
-    fn pass_over(&mut self, seekable: bool) -> Result<(), ArchiveError> {
-        // Where one can go on without reading, the reader does, and is told of the end.
-        if self.left > 0 && !(seekable && self.offset.is_some()) {
-            io::copy(self, &mut io::sink()).map_err(|error| self.broken(error))?;
-        }
-        Ok(())
-    }
-
-    fn broken(&self, error: io::Error) -> ArchiveError {
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof => ArchiveError::Truncated {
-                after: Some(self.name.clone()),
-            },
-            _ => ArchiveError::Read(error),
-        }
-    }
-}
-
-impl Read for Member<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 || buffer.is_empty() {
-            return Ok(0);
-        }
-        let len = usize::try_from(self.left).unwrap_or(usize::MAX);
-        let len = len.min(buffer.len());
-        match self.entry.read(&mut buffer[..len])? {
-            // The tar reader says nothing.
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            read => {
-                self.left -= read as u64;
-                Ok(read)
-            }
-        }
     }
 }
 

@@ -306,6 +306,32 @@ fn program(ground: &Ground) -> Result<Vec<(PathBuf, &'static str)>, String> {
     Ok(mounts)
 }
 
+/// What both engines above the runtimes are told of a row; its volume, which each has its own words for, is `volume`.
+fn engine_options(ground: &Ground, row: Row, volume: [&str; 2]) -> Result<Vec<String>, String> {
+    let mut options: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| options.extend(words.iter().map(|word| (*word).to_owned()));
+    add(&["--volume", &ground.volume()]);
+    for (source, inside) in program(ground)? {
+        add(&["--volume", &format!("{}:{inside}:ro", source.display())]);
+    }
+    if row.terminal {
+        add(&["--tty", "--interactive"]);
+    }
+    if row.mounts {
+        add(&["--volume", &format!("{}:/bound:ro", ground.text("bound"))]);
+        add(&volume);
+        add(&["--tmpfs", "/tmpfs:size=1m", "--read-only"]);
+        add(&["--memory", "128m", "--pids-limit", "50"]);
+    }
+    match row.network {
+        Network::Nothing => add(&["--network", "none"]),
+        Network::Host => add(&["--network", "host"]),
+        // Each in its own way.
+        Network::Connected => {}
+    }
+    Ok(options)
+}
+
 /// What runs in every container.
 fn command(port: u16) -> Vec<String> {
     [

@@ -19,6 +19,7 @@ mod removal;
 mod restore;
 mod sharing;
 mod steps;
+mod unit;
 
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};

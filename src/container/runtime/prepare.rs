@@ -161,7 +161,7 @@ impl<E: Engine> Runtime<E> {
         })?;
         check(&model, &bundle.config)?;
         if model.scope.is_some() {
-            super::restore::annotated(&model)?;
+            super::unit::annotated(&model)?;
         }
         if let Some(linux) = &bundle.spec.linux {
             lets_in(images, linux.root_outside())?;

@@ -11,21 +11,18 @@ use super::beside::DESCRIPTORS;
 use super::engine::{Adopted, Record};
 use super::options::RestoreOptions;
 use super::prepare::Prepared;
-use super::{Engine, Runtime, console, steps};
+use super::{Engine, Runtime, console, steps, unit};
 use crate::container::adopt::{self, Guard, Journal};
-use crate::container::cgroup::{Scope, changes, properties, systemd};
+use crate::container::cgroup::changes;
 use crate::container::error::{Error, ErrorKind, Result};
-use crate::container::model::{Model, ProcessId, Status};
-use crate::container::oci::{CONFIG, Hook};
+use crate::container::model::{ProcessId, Status};
+use crate::container::oci::Hook;
 use crate::container::plan::{MountPoint, RestorePlan};
 use crate::container::{cgroup, mounts, network, oci_hooks};
 use crate::dry_run::{self, Action, Step, When};
 use crate::notify::{Event, HookError, Hooks, Notify, Reply};
 use crate::options::{CgroupMode, InheritKey};
 use crate::{Criu, ImagesDir, RestoreReport, RestoredRoot};
-
-/// The group within a container's scope in which a process holds the place, until the container's own have it.
-const SEAT: &str = "criuctl-restore";
 
 /// A restored container.
 #[derive(Debug, Serialize)]
@@ -419,7 +416,7 @@ async fn make<E: Engine>(
         }
         Action::StartUnit { .. } => {
             if let Some(scope) = &prepared.model.scope {
-                return start_unit(prepared, journal, scope).await;
+                return unit::start(prepared, journal, scope).await;
             }
         }
         Action::MakeCgroups { .. } => {
@@ -449,42 +446,6 @@ async fn make<E: Engine>(
         _ => {}
     }
     Ok(Vec::new())
-}
-
-/// Has systemd start the container's scope, with its limits and with whatever else its annotations name.
-async fn start_unit<E: Engine>(
-    prepared: &Prepared<E>,
-    journal: &mut Journal,
-    scope: &Scope,
-) -> std::result::Result<Vec<String>, ErrorKind> {
-    let (model, unified) = (&prepared.model, prepared.host.is_unified());
-    let (mut properties, notes) =
-        properties::of_limits(&model.limits, unified, &prepared.changed_limits);
-    properties.extend(annotated(model)?);
-    // On version 1 tasks and groups may be in one group.
-    let aside = prepared.host.scope(scope).filter(|_| unified);
-    let pid = journal
-        .starting_unit(&scope.unit, aside.map(|group| group.join(SEAT)))
-        .map_err(ErrorKind::system("starting a process for systemd's unit"))?;
-    let description = E::description(&model.id);
-    let started = systemd::start(scope, &description, pid, unified, properties).await?;
-    journal.started_unit(started).map_err(ErrorKind::system(
-        "moving a process aside in systemd's unit",
-    ))?;
-    Ok(notes)
-}
-
-/// The properties of its unit that a container's annotations name.
-pub(super) fn annotated(
-    model: &Model,
-) -> std::result::Result<Vec<properties::Property>, ErrorKind> {
-    properties::annotated(&model.annotations).map_err(|(key, text)| ErrorKind::Bundle {
-        path: model.bundle.join(CONFIG),
-        problem: format!(
-            "the annotation {key} is {text:?}, which is no value as systemd's are written here: 'text', ['a', 'b'], true, uint64 5"
-        ),
-        source: None,
-    })
 }
 
 /// What is being done, for an error.

@@ -6,7 +6,7 @@ use criu_client::ImagesDir;
 use criu_client::container::docker::{CheckpointOptions, Docker as Ours, RestoreOptions};
 
 use super::side::Side;
-use super::{Network, Row, command, ordinary, program};
+use super::{Network, Row, command, engine_options, ordinary};
 use crate::engines::{DOCKERS_IMAGE, Docker, Engine, Ground, Store, Subnet, with_made};
 use crate::interposed::Stage;
 use crate::podman::whole;
@@ -88,36 +88,17 @@ impl Side for Dock<'_> {
     }
 
     fn start(&mut self, row: Row, port: u16) -> Outcome {
-        let ground = self.ground();
-        let mut arguments: Vec<String> = ["run", "--detach", "--name", self.name()]
-            .map(str::to_owned)
-            .into();
-        let mut add =
-            |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
-        add(&["--volume", &ground.volume()]);
-        for (source, inside) in program(ground)? {
-            add(&["--volume", &format!("{}:{inside}:ro", source.display())]);
-        }
-        if row.terminal {
-            add(&["--tty", "--interactive"]);
-        }
-        if row.mounts {
-            add(&["--volume", &format!("{}:/bound:ro", ground.text("bound"))]);
-            add(&["--mount", "type=volume,target=/volume"]);
-            add(&["--tmpfs", "/tmpfs:size=1m", "--read-only"]);
-            add(&["--memory", "128m", "--pids-limit", "50"]);
-        }
-        match row.network {
-            Network::Nothing => add(&["--network", "none"]),
-            Network::Host => add(&["--network", "host"]),
-            Network::Connected => {
-                self.make_network()?;
-                let address = self.subnet.host(7).to_string();
-                add(&["--network", &self.network(), "--ip", &address]);
-            }
+        let volume = ["--mount", "type=volume,target=/volume"];
+        let mut options = engine_options(self.ground(), row, volume)?;
+        let mut add = |words: &[&str]| options.extend(words.iter().map(|word| (*word).to_owned()));
+        if row.network == Network::Connected {
+            self.make_network()?;
+            let address = self.subnet.host(7).to_string();
+            add(&["--network", &self.network(), "--ip", &address]);
         }
         add(&[DOCKERS_IMAGE]);
-        arguments.extend(command(port));
+        let arguments = ["run", "--detach", "--name", self.name()].map(str::to_owned);
+        let arguments = [&arguments, options.as_slice(), &command(port)].concat();
         self.theirs.run(&arguments).map(drop)
     }
 

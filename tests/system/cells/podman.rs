@@ -7,7 +7,7 @@ use criu_client::ImagesDir;
 use criu_client::container::podman::{CheckpointOptions, RestoreOptions};
 
 use super::side::Side;
-use super::{Network, Row, command, program};
+use super::{Network, Row, command, engine_options};
 use crate::engines::{Engine, Ground, Program};
 use crate::podman::{Box_, copy, with as with_box};
 use crate::support::{Outcome, ensure, text};
@@ -33,27 +33,8 @@ impl Side for Pod<'_> {
     }
 
     fn start(&mut self, row: Row, port: u16) -> Outcome {
-        let ground = self.ground();
-        let mut options: Vec<String> = vec!["--volume".into(), ground.volume()];
-        let mut add = |words: &[&str]| options.extend(words.iter().map(|word| (*word).to_owned()));
-        for (source, inside) in program(ground)? {
-            add(&["--volume", &format!("{}:{inside}:ro", source.display())]);
-        }
-        if row.terminal {
-            add(&["--tty", "--interactive"]);
-        }
-        if row.mounts {
-            add(&["--volume", &format!("{}:/bound:ro", ground.text("bound"))]);
-            add(&["--volume", "named:/volume"]);
-            add(&["--tmpfs", "/tmpfs:size=1m", "--read-only"]);
-            add(&["--memory", "128m", "--pids-limit", "50"]);
-        }
-        match row.network {
-            Network::Nothing => add(&["--network", "none"]),
-            Network::Host => add(&["--network", "host"]),
-            // Podman's own, a bridge.
-            Network::Connected => {}
-        }
+        // Of networks, Podman's own is a bridge.
+        let options = engine_options(self.ground(), row, ["--volume", "named:/volume"])?;
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let command = command(port);
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
